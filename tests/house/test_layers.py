@@ -88,5 +88,9 @@ def test_room_imports_only_lower_floors(path: Path) -> None:
 
 def test_package_init_files_are_empty() -> None:
     """Import circles start in an __init__ that holds code."""
-    full = [str(p.relative_to(SRC)) for p in SRC.rglob("__init__.py") if p.parent != SRC and p.stat().st_size > 200]
+    full = [
+        str(p.relative_to(SRC))
+        for p in SRC.rglob("__init__.py")
+        if p.parent != SRC and p.stat().st_size > 200
+    ]
     assert not full

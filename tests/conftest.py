@@ -1,0 +1,90 @@
+"""Fixtures that every floor's tests share. What needs root or a program says so and is skipped with the reason at
+home; with CI=true in the environment such a skip is a failure, because there everything is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.census import Census
+from tests.support.engine import EngineProcess
+from tests.support.images import BUSYBOX, busybox_rootfs, tar_of
+
+IN_CI = os.environ.get("CI") == "true"
+
+
+def require(condition: bool, reason: str) -> None:
+    """Skip with `reason` where the condition does not hold; in CI that is an error."""
+    if not condition:
+        if IN_CI:
+            pytest.fail(f"CI must provide this: {reason}")
+        pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "/root/" in str(item.path) or "/conformance/" in str(item.path):
+            item.add_marker(pytest.mark.root)
+
+
+@pytest.fixture(autouse=True)
+def _root_tests_need_root(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("root"):
+        require(os.geteuid() == 0, "needs root: it makes namespaces, mounts and cgroups")
+
+
+@pytest.fixture(scope="session")
+def busybox_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A busybox root filesystem; shared, so do not change it."""
+    require(BUSYBOX.exists(), "needs Debian's busybox-static")
+    return busybox_rootfs(tmp_path_factory.mktemp("busybox") / "rootfs")
+
+
+@pytest.fixture(scope="session")
+def busybox_tar(busybox_tree: Path) -> Path:
+    return tar_of(busybox_tree, busybox_tree.parent / "busybox.tar")
+
+
+@pytest.fixture(scope="session")
+def _shared_engine(
+    tmp_path_factory: pytest.TempPathFactory, busybox_tar: Path
+) -> Iterator[EngineProcess]:
+    require(shutil.which("docker") is not None, "needs the docker CLI")
+    base = tmp_path_factory.mktemp("engine")
+    census = Census(str(base))
+    engine = EngineProcess(base).start()
+    try:
+        for name in ("busybox:latest", "alpine:3.10"):
+            engine.docker(
+                "import", "-c", 'CMD ["sh"]', "-c",
+                "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", str(busybox_tar), name,
+            )  # fmt: skip
+        yield engine
+    finally:
+        engine.stop()
+    assert not census.left_behind()
+
+
+@pytest.fixture
+def engine(_shared_engine: EngineProcess) -> Iterator[EngineProcess]:
+    """A running engine with `busybox:latest` and `alpine:3.10`; each test must leave it as it was."""
+    census = Census(str(_shared_engine.run / "containers"))
+    yield _shared_engine
+    ids = _shared_engine.docker("ps", "-aq", check=False).stdout.split()
+    if ids:
+        _shared_engine.docker("rm", "-f", "-v", *ids, check=False)
+    left = census.left_behind()
+    assert not left, "the test left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def fresh_engine(tmp_path: Path) -> Iterator[EngineProcess]:
+    """An engine of the test's own, not started: for restarts, crashes and flags."""
+    require(shutil.which("docker") is not None, "needs the docker CLI")
+    engine = EngineProcess(tmp_path)
+    yield engine
+    engine.stop()
