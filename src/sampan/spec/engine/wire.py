@@ -18,7 +18,7 @@ Sources: the Engine API reference (docs.docker.com/reference/api/engine), Go's e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
@@ -105,9 +105,13 @@ class _Fields(msgspec.Struct):
     kinds: dict[str, types.Type]
 
 
-@cache
-def _plan(kind: Hashable) -> types.Type:
-    return types.type_info(kind)
+_PLANS: dict[object, types.Type] = {}
+
+
+def _plan(kind: object) -> types.Type:
+    if kind not in _PLANS:
+        _PLANS[kind] = types.type_info(kind)
+    return _PLANS[kind]
 
 
 @cache
