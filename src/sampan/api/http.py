@@ -1,0 +1,549 @@
+"""HTTP/1.1 on asyncio: parse, answer, stream, hand the connection over. Knows no route.
+
+    Listener socket
+        | accept
+    Connection          one per client; parses heads (http_head.py) and bodies (http_body.py)
+        | one task per request, one request at a time
+    handler(Request, Reply)
+        | reply.send(...)                      an answer with its length
+        | reply.start(...); reply.write(...)   a stream, chunked, headers flushed at once
+        | reply.hijack(...) -> RawStream       the connection itself, as a descriptor
+
+Rules held here:
+- Back-pressure both ways: an unread body stops the reading of the socket, an unread answer stops the
+  handler in `write`.
+- A client that goes away cancels its handler. One that only shut down its sending side (a unix socket
+  tells the two apart) still gets its answer.
+- Whatever a client sends too slowly, too much or malformed ends its own connection and nothing else.
+
+Sources: RFC 9112; for what Docker's clients rely on, docs/api.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import cast
+
+from sampan.api.http_body import Framing, framing_of
+from sampan.api.http_head import BadRequest, Head, find_end, parse
+from sampan.errors import Cancelled, InvalidArgument
+
+HEAD_SECONDS = 30  # from a head's first byte to its last
+IDLE_SECONDS = 600  # between requests
+SWEEP_SECONDS = 5
+BODY_BUFFER = 512 * 1024  # unread body bytes at which we stop reading the socket
+PIPELINE_BUFFER = 128 * 1024  # unread bytes behind a running request
+DRAIN_UNREAD = 256 * 1024  # an answered request's unread body: read on up to here, else close
+JSON_LIMIT = 8 * 1024 * 1024
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+Headers = Iterable[tuple[str, str]]
+Handler = Callable[["Request", "Reply"], Awaitable[None]]
+
+
+class Body:
+    """A request's body, for one reader."""
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        self._connection = connection
+        self._chunks: deque[bytes] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._fault: Exception | None = None
+        self._continue_due = head.expects_continue and head.body_length != 0
+        self.length = head.body_length
+        self.buffered = 0
+        self.ended = head.body_length == 0
+
+    async def read_some(self) -> bytes:
+        """The next bytes as they came; b"" at the end."""
+        if self._continue_due:
+            self._continue_due = False
+            self._connection.write_now(CONTINUE)
+        while not self._chunks:
+            if self._fault is not None:
+                raise self._fault
+            if self.ended:
+                return b""
+            self._connection.resume()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        chunk = self._chunks.popleft()
+        self.buffered -= len(chunk)
+        if self.buffered < BODY_BUFFER:
+            self._connection.resume()
+        return chunk
+
+    async def read_all(self, limit: int = JSON_LIMIT) -> bytes:
+        """The whole body, when it is a document and not a stream."""
+        if self.length > limit:
+            raise InvalidArgument(f"request body too large: more than {limit} bytes")
+        pieces, size = [], 0
+        while chunk := await self.read_some():
+            pieces.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise InvalidArgument(f"request body too large: more than {limit} bytes")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while chunk := await self.read_some():
+            yield chunk
+
+    @property
+    def unasked(self) -> bool:
+        """The client waits for `100 Continue`, which nobody has sent: no body is on its way."""
+        return self._continue_due
+
+    def put(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self.buffered += len(chunk)
+        self._wake()
+
+    def end(self, fault: Exception | None = None) -> None:
+        self.ended = True
+        self._fault = fault
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Request:
+    """What was asked, by whom."""
+
+    __slots__ = ("body", "connection", "head")
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        self.connection = connection
+        self.head = head
+        self.body = Body(connection, head)
+
+
+class RawStream:
+    """A hijacked connection: a stream socket's descriptor, and what the client sent already.
+
+    Whoever takes it closes the descriptor.
+    """
+
+    __slots__ = ("fd", "preread")
+
+    def __init__(self, fd: int, preread: bytes) -> None:
+        self.fd = fd
+        self.preread = preread
+
+
+class Reply:
+    """The answer to one request. Exactly one of send, start...finish, hijack."""
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        self._connection = connection
+        self._head = head
+        self._chunked = False
+        self.started = False
+        self.finished = False
+        self.keep_alive = head.keep_alive
+
+    async def send(
+        self,
+        status: int,
+        body: bytes = b"",
+        content_type: str = "application/json",
+        headers: Headers = (),
+    ) -> None:
+        """An answer with its length. 204 and 304 have no body, HEAD sends none."""
+        self.started = self.finished = True
+        lines = list(headers)
+        if status not in (204, 304):
+            if body:
+                lines.append(("Content-Type", content_type))
+            if not (self._head.method == "HEAD" and not body):
+                lines.append(("Content-Length", str(len(body))))
+        payload = b"" if self._head.method == "HEAD" else body
+        self._connection.write_now(self._top(status, lines) + payload)
+        await self._connection.drained()
+
+    async def start(
+        self, status: int = 200, content_type: str = "application/json", headers: Headers = ()
+    ) -> None:
+        """The head of a stream, flushed at once: some clients wait for it before they go on."""
+        self.started = True
+        self._chunked = self._head.minor == 1
+        lines = [("Content-Type", content_type), *headers]
+        if self._chunked:
+            lines.append(("Transfer-Encoding", "chunked"))
+        else:
+            self.keep_alive = False
+        self._connection.write_now(self._top(status, lines))
+        await self._connection.drained()
+
+    async def write(self, data: bytes) -> None:
+        """A piece of the stream; waits while the client does not read."""
+        if data:
+            framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+            self._connection.write_now(framed)
+            await self._connection.drained()
+
+    async def finish(self) -> None:
+        """The stream's regular end."""
+        if not self.finished:
+            self.finished = True
+            if self._chunked:
+                self._connection.write_now(b"0\r\n\r\n")
+            await self._connection.drained()
+
+    async def hijack(self, content_type: str) -> RawStream:
+        """The connection itself, after the head that tells the client so.
+
+        With an Upgrade header the answer is 101, without one 200 and no length; then raw bytes flow.
+        """
+        upgrade = self._head.upgrade
+        if upgrade:
+            lines = [f"Content-Type: {content_type}", "Connection: Upgrade", f"Upgrade: {upgrade}"]
+            status_line = "HTTP/1.1 101 UPGRADED"
+        else:
+            lines = [f"Content-Type: {content_type}"]
+            status_line = "HTTP/1.1 200 OK"
+        return await self.take_over("\r\n".join([status_line, *lines, "", ""]).encode())
+
+    async def take_over(self, head: bytes) -> RawStream:
+        """The connection, once `head` (if any) is on its way."""
+        self.started = self.finished = True
+        self.keep_alive = False
+        return await self._connection.detach(head)
+
+    def _top(self, status: int, lines: Headers) -> bytes:
+        said = [f"HTTP/1.1 {status} {_reason(status)}", *self._connection.server.common_lines()]
+        said += [f"{name}: {value}" for name, value in lines]
+        if not self.keep_alive:
+            said.append("Connection: close")
+        elif self._head.minor == 0:
+            said.append("Connection: keep-alive")
+        return "\r\n".join([*said, "", ""]).encode("utf-8", "replace")
+
+
+def _reason(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
+
+
+class HttpServer:
+    """What all connections of an engine share: the handler, the common headers, the sweep of slow clients."""
+
+    def __init__(
+        self, handler: Handler, common_headers: Headers, max_connections: int = 8192
+    ) -> None:
+        self.handler = handler
+        self.connections: set[Connection] = set()
+        self.max_connections = max_connections
+        self._common = [f"{name}: {value}" for name, value in common_headers]
+        self._date = ""
+        self._date_second = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def common_lines(self) -> list[str]:
+        second = int(time.time())
+        if second != self._date_second:
+            self._date_second = second
+            self._date = f"Date: {formatdate(second, usegmt=True)}"
+        return [*self._common, self._date]
+
+    def start_sweeping(self) -> None:
+        self._sweep()
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for connection in list(self.connections):
+            connection.check_pace(now)
+        self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+
+    def add(self, connection: Connection) -> None:
+        self.connections.add(connection)
+        if len(self.connections) > self.max_connections:
+            idle = [c for c in self.connections if c.is_idle and c is not connection]
+            victim = min(idle, key=lambda c: c.active_at, default=connection)
+            victim.abort()
+
+    async def close(self, grace_seconds: float = 5) -> None:
+        """Let running answers finish for a while, then end them."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self.connections):
+            connection.stop_when_idle()
+        tasks = [c.task for c in self.connections if c.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_seconds)
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One client. A connection reads a head, runs the handler, reads the next."""
+
+    def __init__(
+        self, server: HttpServer, *, secure: bool = False, check_origin: bool = False
+    ) -> None:
+        self.server = server
+        self.secure = secure
+        self.check_origin = check_origin
+        self.active_at = time.monotonic()
+        self.task: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport = cast(
+            "asyncio.Transport", None
+        )  # until connection_made
+        self._buffer = bytearray()  # what follows the current request
+        self._searched = 0
+        self._head_since = 0.0
+        self._framing: Framing | None = None
+        self._body: Body | None = None
+        self._paused_reading = False
+        self._writable: asyncio.Future[None] | None = None
+        self._eof = False
+        self._closing = False
+        self._detached = False
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self.server.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.active_at = time.monotonic()
+        if self._framing is not None:
+            self._feed_body(data)
+            return
+        self._buffer += data
+        if self.task is None:
+            self._next_request()
+        elif len(self._buffer) > PIPELINE_BUFFER:
+            self._pause()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        if self.task is None or not self._only_half_closed():
+            self._client_gone()
+            return False
+        if self._body is not None and not self._body.ended:
+            self._body.end(InvalidArgument("unexpected EOF"))
+            self._framing = None
+        return True  # keep the sending side
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.connections.discard(self)
+        self.pause_over()
+        if not self._detached:
+            self._client_gone()
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        self.pause_over()
+
+    def pause_over(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # --- for Body and Reply ---
+
+    def write_now(self, data: bytes) -> None:
+        if self._transport.is_closing() or self._detached:
+            raise Cancelled("client is gone")
+        self._transport.write(data)
+
+    async def drained(self) -> None:
+        if self._writable is not None:
+            await self._writable
+
+    def resume(self) -> None:
+        if self._paused_reading and not self._transport.is_closing():
+            self._paused_reading = False
+            self._transport.resume_reading()
+
+    def _pause(self) -> None:
+        if not self._paused_reading and not self._transport.is_closing():
+            self._paused_reading = True
+            self._transport.pause_reading()
+
+    async def detach(self, head: bytes) -> RawStream:
+        """Give the socket away: everything of ours is sent, everything of theirs that we read goes along."""
+        self._transport.set_write_buffer_limits(0)
+        self.write_now(head)
+        await self.drained()
+        self._pause()
+        self._detached = True
+        fd = os.dup(self._socket().fileno())
+        self._transport.abort()  # closes its own descriptor; the socket lives on in ours
+        return RawStream(fd, self._leftover())
+
+    def _leftover(self) -> bytes:
+        preread = bytes(self._buffer)
+        self._buffer.clear()
+        return preread
+
+    def _socket(self) -> socket.socket:
+        return cast("socket.socket", self._transport.get_extra_info("socket"))
+
+    # --- pace ---
+
+    @property
+    def is_idle(self) -> bool:
+        return self.task is None
+
+    def check_pace(self, now: float) -> None:
+        """Called every few seconds: end what is too slow, notice who went away after half-closing."""
+        if self.task is None:
+            slow_head = self._head_since and now - self._head_since > HEAD_SECONDS
+            if slow_head or now - self.active_at > IDLE_SECONDS:
+                self.abort()
+        elif self._eof and not self._only_half_closed():
+            self._client_gone()
+
+    def stop_when_idle(self) -> None:
+        self._closing = True
+        if self.task is None:
+            self.abort()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def _only_half_closed(self) -> bool:
+        """Whether the client may still read. Only unix sockets tell: there, POLLHUP is both directions."""
+        sock = self._socket()
+        if self.secure or sock.family != socket.AF_UNIX:
+            return False
+        poll = select.poll()
+        poll.register(sock.fileno(), 0)
+        return not any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+
+    def _client_gone(self) -> None:
+        if self._body is not None and not self._body.ended:
+            self._body.end(Cancelled("client is gone"))
+        if self.task is not None:
+            self.task.cancel()
+        if not self._transport.is_closing():
+            self._transport.abort()
+
+    # --- requests ---
+
+    def _next_request(self) -> None:
+        """Start on the head in the buffer, if it is complete."""
+        while self._buffer[:2] == b"\r\n":  # RFC 9112 2.2: blank lines between requests
+            del self._buffer[:2]
+        if not self._buffer:
+            self._head_since = 0.0
+            return
+        if not self._head_since:
+            self._head_since = time.monotonic()
+        try:
+            end = find_end(self._buffer, self._searched)
+            if end < 0:
+                self._searched = len(self._buffer)
+                return
+            head = parse(bytes(self._buffer[:end]))
+        except BadRequest as fault:
+            self._refuse(fault)
+            return
+        del self._buffer[:end]
+        self._searched = 0
+        self._head_since = 0.0
+        self._begin(head)
+
+    def _begin(self, head: Head) -> None:
+        request, reply = Request(self, head), Reply(self, head)
+        self._body = request.body
+        if head.body_length != 0:
+            self._framing = framing_of(head.body_length)
+        self.task = asyncio.get_running_loop().create_task(self._run(request, reply))
+        if self._framing is not None and self._buffer:
+            self._feed_body(self._leftover())
+
+    def _feed_body(self, data: bytes) -> None:
+        framing, body = self._framing, self._body
+        assert framing is not None and body is not None
+        try:
+            for payload in framing.feed(data):
+                body.put(payload)
+        except BadRequest as fault:
+            self._framing = None
+            self._closing = True
+            body.end(InvalidArgument(str(fault)))
+            return
+        if framing.done:
+            self._framing = None
+            self._buffer += framing.rest
+            body.end()
+        elif body.buffered > BODY_BUFFER:
+            self._pause()
+
+    async def _run(self, request: Request, reply: Reply) -> None:
+        """One request from its head to the end of its answer."""
+        try:
+            await self.server.handler(request, reply)
+            if reply.started and not reply.finished:
+                await reply.finish()
+        except Cancelled:
+            self._closing = True
+        except asyncio.CancelledError:
+            self._closing = True
+        if self._detached:
+            return
+        if not reply.finished:  # cut off in the middle of a stream: the client must see that
+            self.abort()
+            return
+        await self._settle(request, reply)
+
+    async def _settle(self, request: Request, reply: Reply) -> None:
+        """After the answer: get past an unread body, go on with the next request or close."""
+        body = request.body
+        if body.unasked or not await self._drained_body(body):
+            self._closing = True
+        self.task = None
+        self._body = None
+        self._framing = None
+        self.active_at = time.monotonic()
+        if self._closing or not reply.keep_alive or self._eof:
+            self._transport.close()
+            return
+        self.resume()
+        self._next_request()
+
+    async def _drained_body(self, body: Body) -> bool:
+        """Whether the rest of a body that nobody read was short, and is gone."""
+        dropped = 0
+        try:
+            while not (body.ended and body.buffered == 0):
+                async with asyncio.timeout(1):
+                    dropped += len(await body.read_some())
+                if dropped > DRAIN_UNREAD:
+                    return False
+        except (InvalidArgument, Cancelled, TimeoutError, asyncio.CancelledError):
+            return False
+        return True
+
+    def _refuse(self, fault: BadRequest) -> None:
+        """A head that cannot be understood: say so, and close."""
+        body = b"%d %b: %b" % (fault.status, _reason(fault.status).encode(), str(fault).encode())
+        lines = [
+            f"HTTP/1.1 {fault.status} {_reason(fault.status)}",
+            "Content-Type: text/plain; charset=utf-8",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+            "",
+            "",
+        ]
+        self._closing = True
+        self._transport.write("\r\n".join(lines).encode() + body)
+        self._transport.close()
