@@ -1,0 +1,173 @@
+"""Root filesystems as snapshots: the words, the promises, and the interface that every driver keeps.
+
+Words
+    chain id    names a stack of layers: `sha256:<hex>` over the layers' diff ids, bottom first (OCI image-spec,
+                config.md "Layer ChainID"). `chain_ids()` computes them.
+    layer       committed: immutable, named by its chain id, shared by every image and container that has it,
+                with a parent (the chain id of the stack below it) or none.
+    key         names an active snapshot: writable, one owner (a container, a build step). Any `[a-zA-Z0-9_.-]+`.
+    staged      a layer whose bytes have arrived but which has no name yet.
+    mounts      OCI `Mount` values that make a snapshot appear; making them is the caller's business (containerd's
+                cut: filesystems produce mounts, execution consumes them).
+
+Life
+
+    layer stream ──stage()──► Staged ──publish(chain_id, parent)──► layer ◄──commit(key, chain_id)── active
+                                                                      │                                 ▲
+                                                                      └─────────prepare(key, parent)────┘
+    remove(name) takes any of the two away; a layer that is somebody's parent is refused (Conflict).
+
+Importing an image of two layers
+
+    ids = chain_ids([diff_id_0, diff_id_1])
+    with driver.stage(stream_0) as one, driver.stage(stream_1) as two:   # may run in parallel, in any order
+        ...                                                              # compare the diff ids you hashed on the way
+        one.publish(ids[0], None)                                        # in order, bottom first: cheap
+        two.publish(ids[1], ids[0])
+
+Running a container
+
+    driver.prepare(key, ids[-1])
+    mounts = driver.mounts(key)      # hand to the launcher as rootfs_mounts; the upper directory is in the options
+    ...
+    driver.remove(key)               # when no process holds the mount any more
+
+Making a layer of what a container or a build step wrote
+
+    for chunk in driver.diff(key): ...            # the layer tar, reproducible
+    driver.commit(key, chain_id)                  # the upper directory *is* the new layer: a rename, no copy
+
+Promises every driver keeps (tests/contract/test_snapshotter.py runs them all)
+  - A layer appears under its name only when it is complete; a crash leaves no half layer, only staging
+    directories that `sweep()` drops at the next start.
+  - `publish` and `prepare` of a name that exists: the first is a success that drops the new copy (the content is
+    the same by definition), the second is a Conflict.
+  - What is extracted never leaves its directory, whatever the archive says (see layers.py).
+  - `remove` never follows a link and works on trees of any depth.
+  - Calls may come from any thread; calls for one name are serialised by the driver.
+
+Mounting (for whoever performs the mounts, in order)
+  - type "overlay": one `mount(2)` with the options joined by commas, when they contain `lowerdir=`. Where a stack is
+    too deep for the 4,096 bytes that mount(2) takes, the lower directories come one by one as `lowerdir+=PATH`
+    options, topmost first: then fsopen("overlay"), one fsconfig(SET_STRING, "lowerdir+", PATH) each (Linux 6.8),
+    fsconfig for the others, fsmount, move_mount.
+  - type "bind" (vfs): the ordinary bind mount of `source`.
+  - The directories named in the options exist before `mounts()` returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
+
+from sampan.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sampan.spec.runtime import Mount
+    from sampan.storage.layers import Change
+    from sampan.storage.tar import Limits, Readable
+
+_KEY = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
+
+
+class Snapshot(NamedTuple):
+    """What there is under one name."""
+
+    name: str  # a chain id or a key
+    kind: Literal["layer", "active", "view"]
+    parent: str | None
+
+
+class Usage(NamedTuple):
+    """Disk taken by a snapshot itself, its parents not counted."""
+
+    bytes: int
+    inodes: int
+
+
+class Staged(Protocol):
+    """A layer that has arrived. Leaving the `with` without `publish` drops it."""
+
+    usage: Usage
+
+    def publish(self, chain_id: str, parent: str | None) -> None:
+        """Give it its name. The parent must exist."""
+
+    def discard(self) -> None:
+        """Drop it (safe to call twice, and after publish)."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Snapshotter(Protocol):
+    """See the module's docstring for words, life and promises."""
+
+    name: str  # "overlay", "vfs", "erofs": what `info` shows as the storage driver
+
+    def stage(
+        self, layer: Readable, *, limits: Limits | None = None, blob: str | None = None
+    ) -> Staged:
+        """Read an uncompressed layer tar to its end.
+
+        `blob` is the path of the same bytes as a file that will not change, where there is one: a driver may
+        share it instead of writing them again, and then may read only part of `layer`.
+        """
+
+    def exists(self, name: str) -> bool:
+        """Whether a layer or an active snapshot has this name."""
+
+    def stat(self, name: str) -> Snapshot:
+        """Kind and parent; NotFound."""
+
+    def walk(self) -> Iterator[Snapshot]:
+        """Everything there is."""
+
+    def prepare(self, key: str, parent: str | None) -> None:
+        """A new writable snapshot on top of a layer, or of nothing. Conflict where the key is taken."""
+
+    def view(self, key: str, parent: str) -> None:
+        """The same, read-only."""
+
+    def mounts(self, key: str) -> list[Mount]:
+        """The mounts that make the snapshot appear at `/` of the caller's choice (destination is "/")."""
+
+    def commit(self, key: str, chain_id: str) -> None:
+        """Turn an active snapshot into a layer. It must not be mounted any more."""
+
+    def remove(self, name: str) -> None:
+        """Delete; NotFound, or Conflict while something is stacked on it."""
+
+    def usage(self, name: str) -> Usage:
+        """Space of this snapshot alone."""
+
+    def diff(self, name: str) -> Iterator[bytes]:
+        """What the snapshot changed against its parent, as a layer tar. Reproducible: sorted, exact times."""
+
+    def changes(self, name: str) -> list[Change]:
+        """The same as `docker diff` lists it."""
+
+    def sweep(self) -> int:
+        """At start: drop what a crash left half made; returns how many."""
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """The chain id of each prefix of a stack of layers, bottom first."""
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        if not chain:
+            chain.append(diff_id)
+        else:
+            chain.append("sha256:" + hashlib.sha256(f"{chain[-1]} {diff_id}".encode()).hexdigest())
+    return chain
+
+
+def check_key(key: str) -> str:
+    """A key becomes a file name only through here."""
+    if _KEY.fullmatch(key) is None:
+        raise InvalidArgument(f"invalid snapshot key {key[:200]!r}")
+    return key
