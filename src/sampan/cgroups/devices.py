@@ -13,6 +13,10 @@ Source: runtime-spec config-linux.md "Allowed Device list"; cgroup-v1/devices.rs
 
 from __future__ import annotations
 
+import os
+
+from sampan.linux import bpf
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,3 +132,99 @@ def v1_listing(rules: Sequence[Rule]) -> set[str] | None:
     if any(not rule.allow for rule in rules[1:]) or rules[0].allow:
         return None
     return {rule.describe() for rule in rules[1:]}
+
+
+# ---------------------------------------------------------------------------------- v2's program
+
+# linux/bpf.h: struct bpf_cgroup_dev_ctx {u32 access_type; u32 major; u32 minor}, access_type being
+# access << 16 | type
+TYPES = {"b": 1, "c": 2}
+ACCESS = {"m": 1, "r": 2, "w": 4}
+R0, R1, R_WANTED, R_TYPE, R_MAJOR, R_MINOR = 0, 1, 2, 3, 4, 5
+ALL_ACCESS = 7
+
+
+def program(rules: Sequence[Rule]) -> bytes:
+    """The list as eBPF: the last rule is asked first, and each settles the access bits that it names.
+
+    wanted = access bits of the request
+    for each rule, last first, that matches type, major and minor:
+        deny    any wanted bit in it -> 0
+        allow   takes its bits off `wanted`; nothing left -> 1
+    -> 0, or 1 where the list begins with "allow everything"
+    """
+    first, rest = rules[0], rules[1:]
+    out = [
+        bpf.extended(bpf.LDX_W, R_WANTED, R1, 0),
+        bpf.extended(bpf.ALU32_MOV_X, R_TYPE, R_WANTED),
+        bpf.extended(bpf.ALU32_AND, R_TYPE, immediate=0xFFFF),
+        bpf.extended(bpf.ALU32_RSH, R_WANTED, immediate=16),
+        bpf.extended(bpf.LDX_W, R_MAJOR, R1, 4),
+        bpf.extended(bpf.LDX_W, R_MINOR, R1, 8),
+    ]
+    for rule in reversed(rest):
+        out += rule_block(rule)
+    out += answer(first.allow)
+    return b"".join(out)
+
+
+def answer(allow: bool) -> list[bytes]:
+    return [bpf.extended(bpf.ALU64_MOV_K, R0, immediate=int(allow)), bpf.extended(bpf.EXIT)]
+
+
+def rule_block(rule: Rule) -> list[bytes]:
+    """Tests that jump past the block where the rule does not match, then what the rule says."""
+    bits = sum(ACCESS[letter] for letter in rule.access)
+    if rule.allow:
+        action = [
+            bpf.extended(bpf.ALU32_AND, R_WANTED, immediate=ALL_ACCESS & ~bits),
+            bpf.extended(bpf.JNE, R_WANTED, offset=2, immediate=0),
+            *answer(True),
+        ]
+    else:
+        action = [
+            bpf.extended(bpf.JSET, R_WANTED, offset=1, immediate=bits),
+            bpf.extended(bpf.JA, offset=2),
+            *answer(False),
+        ]
+    tests = [(R_TYPE, TYPES[rule.kind])]
+    if rule.major != ANY:
+        tests.append((R_MAJOR, rule.major))
+    if rule.minor != ANY:
+        tests.append((R_MINOR, rule.minor))
+    block = []
+    for position, (register, value) in enumerate(tests):
+        past = len(tests) - position - 1 + len(action)
+        block.append(bpf.extended(bpf.JNE, register, offset=past, immediate=value))
+    return block + action
+
+
+def attach_program(directory: str, rules: Sequence[Rule]) -> None:
+    """Make `rules` the cgroup's device program, in one step where another is there already.
+
+    Programs of parents stay in force: the kernel asks all of them, and all must agree.
+    """
+    cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    old: list[int] = []
+    new = -1
+    try:
+        old = bpf.attached_device_programs(cgroup)
+        new = bpf.load_device_program(program(rules))
+        replaced = len(old) == 1 and replace(cgroup, new, old[0])
+        if not replaced:
+            bpf.attach_device_program(cgroup, new)
+            for program_fd in old:
+                bpf.detach_device_program(cgroup, program_fd)
+    finally:
+        for fd in (cgroup, new, *old):
+            if fd >= 0:
+                os.close(fd)
+
+
+def replace(cgroup: int, new: int, old: int) -> bool:
+    """BPF_F_REPLACE came with Linux 5.6; before it the new one is added and the old one taken off."""
+    try:
+        bpf.attach_device_program(cgroup, new, replace_fd=old)
+    except OSError:
+        return False
+    return True

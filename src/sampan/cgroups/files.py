@@ -115,7 +115,7 @@ def remove_tree(path: str, tries: int = REMOVE_TRIES) -> None:
     """Remove the cgroup and all below it; wait shortly for dying tasks. Gone already is success."""
     for attempt in range(tries):
         busy: OSError | None = None
-        for directory in reversed(walk(path)):
+        for directory in (path,) if not attempt else reversed(walk(path)):
             try:
                 os.rmdir(directory)
             except OSError as error:
