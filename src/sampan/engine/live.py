@@ -1,0 +1,168 @@
+"""Containers in memory: for each the record and state as stored, and what only a living engine has.
+
+The store is the truth; this is its index and the place of locks, waiters, timers and connections. A verb finds its
+container with `Containers.find(ref)`, takes `container.lock` for its whole length, changes record or state by
+`save_*` (store first, memory second), and tells the event. Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sampan import ids
+from sampan.engine.records import CONTAINER, STATE, ContainerRecord, ContainerState, Status
+from sampan.errors import Conflict, NotFound
+from sampan.store import NameTaken, Store
+
+if TYPE_CHECKING:
+    from sampan.engine.shims import Shim
+    from sampan.engine.streams import PendingAttach
+
+
+class Container:
+    """One container's live half."""
+
+    def __init__(self, store: Store, record: ContainerRecord, state: ContainerState) -> None:
+        self._store = store
+        self.record = record
+        self.state = state
+        self.lock = asyncio.Lock()
+        self.shim: Shim | None = None
+        self.pending: list[PendingAttach] = []  # clients that attached before start
+        self.exit_waiters: list[asyncio.Future[int]] = []  # answered at each exit
+        self.removal_waiters: list[asyncio.Future[int]] = []  # answered once gone
+        self.gone = asyncio.Event()  # nothing holds the root filesystem
+        self.gone.set()
+        self.stopping = False  # a stop or kill is under way: no restart
+        self.restart_task: asyncio.Task[None] | None = None
+        self.restart_delay_s = 0.0
+        self.started_monotonic = 0.0
+        self.health_task: asyncio.Task[None] | None = None
+        self.execs: set[str] = set()
+        self.removed = False
+        self.broken = ""  # why it cannot be started: its record was damaged
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def status(self) -> Status:
+        return self.state.status
+
+    @property
+    def is_running(self) -> bool:
+        return self.state.is_running
+
+    def save_record(self, **changes: Any) -> None:
+        record = msgspec.structs.replace(self.record, **changes) if changes else self.record
+        self._store.put(CONTAINER, record.id, record)
+        self.record = record
+
+    def save_state(self, **changes: Any) -> None:
+        """Facts are facts: memory has them even if the disk is full; the store catches up at the next change."""
+        self.state = msgspec.structs.replace(self.state, **changes)
+        if not self.removed:
+            self._store.put(STATE, self.id, self.state)
+
+    def answer_exit(self, exit_code: int) -> None:
+        waiters, self.exit_waiters = self.exit_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(exit_code)
+
+    def answer_removal(self) -> None:
+        waiters, self.removal_waiters = self.removal_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(self.state.exit_code)
+
+    def attributes(self, **more: str) -> dict[str, str]:
+        """What every event about this container carries."""
+        record = self.record
+        return {**record.config.labels, "image": record.config.image, "name": record.name, **more}
+
+
+class Containers:
+    """All containers, by id, name and prefix."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._by_id: dict[str, Container] = {}
+        self._by_name: dict[str, Container] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Container]:
+        return iter(tuple(self._by_id.values()))
+
+    def get(self, container_id: str) -> Container | None:
+        return self._by_id.get(container_id)
+
+    def named(self, name: str) -> Container | None:
+        return self._by_name.get(name)
+
+    def find(self, ref: str) -> Container:
+        """By full id, else by name (with or without "/"), else by a unique prefix of an id."""
+        found = self._by_id.get(ref) or self._by_name.get(ref.removeprefix("/"))
+        if found is None:
+            full = ids.by_prefix(ref, self._by_id)
+            found = self._by_id.get(full) if full else None
+        if found is None:
+            raise NotFound(f"No such container: {ref}")
+        return found
+
+    def add(self, record: ContainerRecord) -> Container:
+        """Reserve the name and store the record, both or neither."""
+        state = ContainerState()
+        with self._store.transaction():
+            self.reserve(record.name, record.id)
+            self._store.put(CONTAINER, record.id, record)
+            self._store.put(STATE, record.id, state)
+        return self.adopt(record, state)
+
+    def adopt(self, record: ContainerRecord, state: ContainerState) -> Container:
+        """Put a stored container into the index."""
+        container = Container(self._store, record, state)
+        self._by_id[record.id] = container
+        self._by_name[record.name] = container
+        return container
+
+    def reserve(self, name: str, container_id: str) -> None:
+        try:
+            self._store.reserve(CONTAINER, name, container_id)
+        except NameTaken as taken:
+            raise Conflict(
+                f'Conflict. The container name "/{name}" is already in use by container "{taken.key}". '
+                "You have to remove (or rename) that container to be able to reuse that name."
+            ) from None
+
+    def rename(self, container: Container, name: str) -> None:
+        old = container.name
+        with self._store.transaction():
+            self.reserve(name, container.id)
+            self._store.release(CONTAINER, old)
+            container.save_record(name=name)
+        del self._by_name[old]
+        self._by_name[name] = container
+
+    def forget(self, container: Container) -> None:
+        container.removed = True
+        with self._store.transaction():
+            self._store.delete(STATE, container.id)
+            self._store.delete(CONTAINER, container.id)
+        self._by_id.pop(container.id, None)
+        if self._by_name.get(container.name) is container:
+            del self._by_name[container.name]
+
+    def is_name_taken(self, name: str) -> bool:
+        return name in self._by_name or self._store.holder(CONTAINER, name) is not None

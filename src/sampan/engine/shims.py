@@ -1,0 +1,125 @@
+"""A shim's connection on the event loop: requests as coroutines, events as callbacks.
+
+One `Shim` per running container. Replies and events arrive through `add_reader`; nothing here waits in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sampan.errors import Unavailable
+from sampan.shim.client import LauncherClient, ShimClient, ShimGone, raise_failure
+
+Message = dict[str, Any]
+
+__all__ = ["Shim", "ShimGone", "launch", "reopen"]
+
+
+class Shim:
+    """The engine's handle on one container's shim. Loop thread only."""
+
+    def __init__(self, client: ShimClient) -> None:
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._fd = client.fileno()
+        self._backlog: list[Message] | None = []
+        self._handler: Callable[[Message], None] | None = None
+        self._on_close: Callable[[], None] | None = None
+        self.closed = False
+        client.on_event = self._event
+        client.on_close = self._ended
+        self._loop.add_reader(self._fd, self._readable)
+
+    def listen(self, handler: Callable[[Message], None], on_close: Callable[[], None]) -> None:
+        """From now on events go to `handler`; those that came before are delivered first."""
+        self._handler, self._on_close = handler, on_close
+        backlog, self._backlog = self._backlog or [], None
+        for message in backlog:
+            handler(message)
+        if self.closed:
+            on_close()
+
+    def _readable(self) -> None:
+        self._client.dispatch()
+
+    def _event(self, message: Message) -> None:
+        if self._handler is None:
+            assert self._backlog is not None
+            self._backlog.append(message)
+        else:
+            self._handler(message)
+
+    def _ended(self) -> None:
+        """End of file: the client closed its descriptor already, so take the reader away by number."""
+        self.closed = True
+        self._loop.remove_reader(self._fd)
+        if self._on_close is not None:
+            self._on_close()
+
+    def close(self) -> None:
+        """Leave; the container goes on."""
+        if not self.closed:
+            self.closed = True
+            self._loop.remove_reader(self._fd)
+            self._client.close()
+
+    async def call(
+        self, message: Message, fds: Sequence[int] = (), *, timeout: float | None = 30.0
+    ) -> Message:
+        """One request and its reply; a failure is raised as its kind of error."""
+        if self.closed:
+            raise ShimGone("the shim is gone")
+        future: asyncio.Future[Message] = self._loop.create_future()
+
+        def answered(reply: Message) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        self._client.send(message, fds, answered)
+        try:
+            reply = await asyncio.wait_for(future, timeout)
+        except TimeoutError:
+            raise Unavailable("the shim does not answer") from None
+        if "error" in reply:
+            raise_failure(reply["error"])
+        return reply
+
+
+async def launch(
+    launcher: LauncherClient, request: Message, fds: Sequence[int] = (), *, timeout: float = 120.0
+) -> tuple[Shim, Message]:
+    """Start a container: its shim, and what the shim answered (protocol.Started).
+
+    A connection that ends before any answer means that the launcher or the fresh shim was killed and nothing
+    runs; one more try is then right.
+    """
+    for attempt in (1, 2):
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def answered(reply: Message, future: asyncio.Future[Message] = future) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        shim = Shim(launcher.begin(request, fds, answered))
+        try:
+            reply = await asyncio.wait_for(future, timeout)
+        except TimeoutError:
+            shim.close()
+            raise Unavailable("the container did not start in time") from None
+        except BaseException:
+            shim.close()
+            raise
+        if "error" not in reply:
+            return shim, reply
+        died = shim.closed and reply["error"].get("message") == "the shim is gone"
+        shim.close()
+        if not died or attempt == 2:
+            raise_failure(reply["error"])
+    raise AssertionError("unreachable")
+
+
+def reopen(directory: str) -> ShimClient:
+    """Connect to the shim of a container that an earlier engine started. Blocking; raises ShimGone."""
+    return ShimClient.open(directory)
