@@ -110,6 +110,9 @@ _NUMBERS = {
     "setresgid": (119, 149),
     "setresuid": (117, 147),
     "exit_group": (231, 94),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
+    "inotify_rm_watch": (255, 28),
     "memfd_create": (319, 279),
     "name_to_handle_at": (303, 264),
     "pidfd_send_signal": (424, 424),
@@ -597,3 +600,18 @@ def memfd(name: str, data: bytes, *, executable: bool = False) -> int:
     posix.lseek(fd, 0, 0)
     fcntl(fd, c.F_ADD_SEALS, c.F_SEAL_WRITE | c.F_SEAL_GROW | c.F_SEAL_SHRINK | c.F_SEAL_SEAL)
     return fd
+
+
+# int inotify_add_watch(int fd, const char *pathname, uint32_t mask); -- inotify(7)
+def inotify_init() -> int:
+    """A descriptor that reports what happens to watched files; non-blocking, close-on-exec."""
+    return call("inotify_init1", c.IN_NONBLOCK | c.IN_CLOEXEC)
+
+
+def inotify_add_watch(fd: int, path: Path, mask: int) -> int:
+    """Watch a path; the watch descriptor, the same one again for the same inode."""
+    return call("inotify_add_watch", fd, encode(path), mask, path=path)
+
+
+def inotify_remove_watch(fd: int, watch: int) -> None:
+    call("inotify_rm_watch", fd, watch)

@@ -297,11 +297,9 @@ class LauncherClient:
             raise
 
     def _start(self) -> channel.Channel:
-        from sampan.shim import (
-            starting,
-        )  # rarely needed, and it brings what a daemon may have but a shim may not
+        from sampan.shim.starting import start_launcher  # rarely needed, brings fcntl
 
-        starting.start_launcher(self.run_dir, self._python, _SOURCE, _READY_TIMEOUT_S)
+        start_launcher(self.run_dir, self._python, _SOURCE, _READY_TIMEOUT_S)
         link = self._connect()
         if link is None:
             raise errors.Internal(
