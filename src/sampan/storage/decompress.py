@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import sys
 import zlib
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -40,9 +41,14 @@ _LONGEST = 6
 class Decoder(Protocol):
     """The interface that bz2, lzma, zstd and igzip share."""
 
-    eof: bool
-    needs_input: bool
-    unused_data: bytes
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
 
     def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
 
@@ -112,7 +118,7 @@ class Inflated(Plain):
                     self._decoder = self._next_member(decoder.unused_data)
                 if data:
                     return data
-        except (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error, *_ERRORS) as error:
+        except _ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the source failed, not the data
             raise InvalidArgument(f"invalid {self.kind} data: {error}") from None
@@ -155,29 +161,30 @@ class _ZlibDecoder:
         return output
 
 
-def _gzip_decoder() -> Callable[[], Decoder]:
+def _gzip() -> tuple[Callable[[], Decoder], type[Exception]]:
     try:
         from isal import igzip_lib
     except ImportError:
-        return _ZlibDecoder
-    _ERRORS.append(igzip_lib.error)
-    return lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        return _ZlibDecoder, zlib.error
+    error: type[Exception] = igzip_lib.error  # type: ignore[assignment]  # its stub says instance
+    return lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), error
 
 
-def _zstd_decoder() -> Callable[[], Decoder]:
-    try:
-        from compression import zstd  # type: ignore[import-not-found, unused-ignore]  # Python 3.14
-    except ImportError:
+def _zstd() -> tuple[Callable[[], Decoder], type[Exception]]:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
         from backports import zstd
-    _ERRORS.append(zstd.ZstdError)
-    options = {zstd.DecompressionParameter.window_log_max: 27}
-    return lambda: zstd.ZstdDecompressor(options=options)
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 27}
+    return lambda: zstd.ZstdDecompressor(options=options), zstd.ZstdError
 
 
-_ERRORS: list[type[Exception]] = []
+_new_gzip, _gzip_error = _gzip()
+_new_zstd, _zstd_error = _zstd()
+_ERRORS = (EOFError, OSError, ValueError, lzma.LZMAError, _gzip_error, _zstd_error)
 _DECODERS: dict[Kind, Callable[[], Decoder]] = {
-    "gzip": _gzip_decoder(),
-    "zstd": _zstd_decoder(),
-    "bzip2": bz2.BZ2Decompressor,
+    "gzip": _new_gzip,
+    "zstd": _new_zstd,
+    "bzip2": lambda: bz2.BZ2Decompressor(),
     "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY),
 }

@@ -1,0 +1,231 @@
+"""A directory tree as a tar stream: layers, exports, `docker cp` out, volume backups, build contexts.
+
+The same tree gives the same bytes: sorted by the bytes of names, parents first, times exact, no host names. The tree
+may change while it is read (a running container): an entry that vanished is left out, a file that shrank is filled
+with zeros, nothing is followed, fifos are never opened.
+
+A file with several names is stored under the first of them; the others are hard links to it. Sockets are left out,
+as every peer does: they mean nothing without the process that listens.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sampan.storage.extract import OPAQUE, WHITEOUT, is_foreign_xattr
+from sampan.storage.tar import (
+    BLOCK_DEVICE,
+    CHAR,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    LINK,
+    SYMLINK,
+    Entry,
+)
+from sampan.storage.tar_writer import END, file_data, header, sparse_header
+from sampan.storage.tree import FILE_FLAGS, holes, names, open_directory, xattrs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+_KINDS = {
+    stat.S_IFREG: FILE,
+    stat.S_IFDIR: DIRECTORY,
+    stat.S_IFLNK: SYMLINK,
+    stat.S_IFCHR: CHAR,
+    stat.S_IFBLK: BLOCK_DEVICE,
+    stat.S_IFIFO: FIFO,
+}
+_BATCH = 256 << 10
+_SPARSE_FROM = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackRules:
+    """What goes into the archive, and in which shape."""
+
+    whiteouts: bool = False  # device 0:0 and opaque marks become `.wh.` files: the tree is an overlay upper directory
+    sparse: bool = (
+        False  # files with holes in GNU's sparse form (image-spec, layer.md: layers SHOULD NOT)
+    )
+    one_file_system: bool = (
+        False  # what is mounted below is left out, its mount point is kept empty
+    )
+    owner: tuple[int, int] | None = None  # instead of what the files have
+    select: Callable[[bytes], bool] | None = (
+        None  # by path in the tree; a directory left out takes all below with it
+    )
+
+
+_DEFAULT = PackRules()
+
+
+def archive(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Entries as a complete archive, small pieces gathered into larger ones."""
+    batch: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        if len(chunk) >= _BATCH:
+            if batch:
+                yield b"".join(batch)
+                batch, size = [], 0
+            yield chunk
+            continue
+        batch.append(chunk)
+        size += len(chunk)
+        if size >= _BATCH:
+            yield b"".join(batch)
+            batch, size = [], 0
+    batch.append(END)
+    yield b"".join(batch)
+
+
+def pack(
+    fd: int, *, prefix: bytes = b"", with_root: bool = False, rules: PackRules = _DEFAULT
+) -> Iterator[bytes]:
+    """All that is in the directory, as entries named `prefix/...`; with an entry for the directory itself if asked."""
+    packer = _Packer(os.fstat(fd).st_dev, rules)
+    if with_root:
+        root = entry_of(os.fstat(fd), prefix or b"./", rules)
+        root.xattrs = _portable(xattrs_of(fd))
+        yield header(root)
+    yield from packer.directory(fd, prefix + b"/" if prefix else b"", b"")
+
+
+def pack_one(
+    dir_fd: int, name: bytes, *, as_name: bytes, rules: PackRules = _DEFAULT
+) -> Iterator[bytes]:
+    """One entry of a directory under another name, with all below it. FileNotFoundError where it is not there."""
+    info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    yield from _Packer(info.st_dev, rules).entry(dir_fd, name, as_name, b"", info)
+
+
+def entry_of(info: os.stat_result, name: bytes, rules: PackRules = _DEFAULT) -> Entry:
+    """An entry with the facts of stat(2); the caller adds link target and xattrs."""
+    entry = Entry(
+        name,
+        _KINDS[stat.S_IFMT(info.st_mode)],
+        mode=stat.S_IMODE(info.st_mode),
+        mtime_ns=info.st_mtime_ns,
+    )
+    entry.uid, entry.gid = rules.owner or (info.st_uid, info.st_gid)
+    if entry.kind == FILE:
+        entry.size = entry.stored = info.st_size
+    elif entry.kind in (CHAR, BLOCK_DEVICE):
+        entry.major, entry.minor = os.major(info.st_rdev), os.minor(info.st_rdev)
+    return entry
+
+
+def whiteout_entry(directory: bytes, name: bytes) -> Entry:
+    """The marker that hides `name` of lower layers. Its time is the epoch, so that equal changes make equal layers."""
+    return Entry(directory + WHITEOUT + name, FILE, mode=0o600)
+
+
+class _Packer:
+    def __init__(self, device: int, rules: PackRules) -> None:
+        self._device = device
+        self._rules = rules
+        self._links: dict[tuple[int, int], bytes] = {}
+
+    def directory(self, fd: int, prefix: bytes, path: bytes) -> Iterator[bytes]:
+        """What is in a directory. `prefix` is its name in the archive, `path` in the tree, both with a slash."""
+        for name in names(fd):
+            if self._rules.select is not None and not self._rules.select(path + name):
+                continue
+            try:
+                info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if self._rules.whiteouts and stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
+                yield header(whiteout_entry(prefix, name))
+            else:
+                yield from self.entry(fd, name, prefix + name, path + name, info)
+
+    def entry(
+        self, fd: int, name: bytes, as_name: bytes, path: bytes, info: os.stat_result
+    ) -> Iterator[bytes]:
+        """One entry and, for a directory, all below it."""
+        if stat.S_IFMT(info.st_mode) not in _KINDS:
+            return
+        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+            first = self._links.setdefault((info.st_dev, info.st_ino), as_name)
+            if first is not as_name:
+                link = entry_of(info, as_name, self._rules)
+                link.kind, link.linkname, link.size, link.stored = LINK, first, 0, 0
+                yield header(link)
+                return
+        try:
+            if stat.S_ISREG(info.st_mode):
+                opened = os.open(name, FILE_FLAGS, dir_fd=fd)
+            elif stat.S_ISDIR(info.st_mode):
+                opened = open_directory(name, fd)
+            else:
+                yield self._special(fd, name, as_name, info)
+                return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno in (20, 40):  # ENOTDIR, ELOOP: replaced between stat and open
+                return
+            raise
+        try:
+            if stat.S_ISDIR(info.st_mode):
+                yield from self._open_directory(opened, as_name, path)
+            else:
+                yield from self._open_file(opened, as_name)
+        finally:
+            os.close(opened)
+
+    def _open_directory(self, fd: int, as_name: bytes, path: bytes) -> Iterator[bytes]:
+        info = os.fstat(fd)
+        entry = entry_of(info, as_name, self._rules)
+        attributes = xattrs_of(fd)
+        entry.xattrs = _portable(attributes)
+        yield header(entry)
+        if self._rules.one_file_system and info.st_dev != self._device:
+            return
+        if self._rules.whiteouts and is_opaque(attributes):
+            yield header(Entry(as_name + b"/" + OPAQUE, FILE, mode=0o600))
+        yield from self.directory(fd, as_name + b"/", path + b"/")
+
+    def _open_file(self, fd: int, as_name: bytes) -> Iterator[bytes]:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            return
+        entry = entry_of(info, as_name, self._rules)
+        entry.xattrs = _portable(xattrs_of(fd))
+        if (
+            self._rules.sparse
+            and info.st_size >= _SPARSE_FROM
+            and info.st_blocks * 512 < info.st_size
+        ):
+            entry.sparse = holes(fd, info.st_size)
+        if entry.sparse is not None:
+            entry.stored = sum(length for _, length in entry.sparse)
+            yield sparse_header(entry)
+        else:
+            yield header(entry)
+        yield from file_data(fd, entry)
+
+    def _special(self, fd: int, name: bytes, as_name: bytes, info: os.stat_result) -> bytes:
+        entry = entry_of(info, as_name, self._rules)
+        if entry.kind == SYMLINK:
+            entry.linkname = os.readlink(name, dir_fd=fd)
+        entry.xattrs = _portable(xattrs_of(fd, name))
+        return header(entry)
+
+
+def is_opaque(attributes: dict[bytes, bytes]) -> bool:
+    """Whether overlayfs shows nothing of lower layers in the directory with these attributes."""
+    return (
+        attributes.get(b"trusted.overlay.opaque") == b"y"
+        or attributes.get(b"user.overlay.opaque") == b"y"
+    )
+
+
+def _portable(attributes: dict[bytes, bytes]) -> dict[bytes, bytes] | None:
+    return {key: value for key, value in attributes.items() if not is_foreign_xattr(key)} or None

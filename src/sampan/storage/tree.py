@@ -1,0 +1,243 @@
+"""Directory trees by descriptor: walk, measure, remove, compare. Never by joined paths, never through a link.
+
+A tree that we walk may be changed by its owner meanwhile (a running container), and was made by a stranger (an
+image): every step opens one component, with O_NOFOLLOW, relative to the descriptor of the step before.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: opening a fifo must not wait for its other end (CVE-2024-9676)
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Size(NamedTuple):
+    """What a tree takes."""
+
+    apparent: int  # bytes of its files, a hard-linked file once: Docker's "Size"
+    disk: int  # bytes allocated for it, directories included
+    inodes: int
+
+
+def open_directory(path: str | bytes, dir_fd: int | None = None) -> int:
+    """A readable directory descriptor; refuses a link."""
+    return os.open(path, DIRECTORY_FLAGS, dir_fd=dir_fd)
+
+
+def names(fd: int) -> list[bytes]:
+    """What is in a directory, sorted by bytes."""
+    return sorted(os.fsencode(name) for name in os.listdir(fd))
+
+
+def size_of(fd: int) -> Size:
+    """Measure a tree. Entries that vanish meanwhile are not counted."""
+    apparent = disk = inodes = 0
+    linked: set[tuple[int, int]] = set()
+    here = os.fstat(fd)
+    stack = [os.dup(fd)]
+    disk += here.st_blocks * 512
+    inodes += 1
+    try:
+        while stack:
+            current = stack.pop()
+            try:
+                with os.scandir(current) as entries:
+                    for entry in entries:
+                        try:
+                            info = entry.stat(follow_symlinks=False)
+                        except FileNotFoundError:
+                            continue
+                        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+                            if (info.st_dev, info.st_ino) in linked:
+                                continue
+                            linked.add((info.st_dev, info.st_ino))
+                        inodes += 1
+                        disk += info.st_blocks * 512
+                        if stat.S_ISREG(info.st_mode):
+                            apparent += info.st_size
+                        elif stat.S_ISDIR(info.st_mode) and info.st_dev == here.st_dev:
+                            try:
+                                stack.append(open_directory(entry.name, current))
+                            except OSError:
+                                continue  # replaced or removed meanwhile
+            finally:
+                os.close(current)
+    finally:
+        for left in stack:
+            os.close(left)
+    return Size(apparent, disk, inodes)
+
+
+def remove_tree(name: str | bytes, dir_fd: int) -> None:
+    """Remove `name` and all below it; a success where it is not there. Any depth, no link followed.
+
+    Depth is bounded by memory only: a directory deeper than `_FLAT` is moved up to the top of the tree and
+    removed from there, so that neither the stack of calls nor that of descriptors grows with it.
+    """
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+        return
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        pass
+    try:
+        top = open_directory(name, dir_fd)
+    except NotADirectoryError:
+        raise PermissionError(1, "Operation not permitted", name) from None
+    except FileNotFoundError:
+        return
+    try:
+        counter = _empty(top, top, 0, 0)
+        while counter:  # what was moved up from too deep
+            counter = _empty(top, top, 0, 0)
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=dir_fd)
+
+
+_FLAT = 64
+
+
+def _empty(fd: int, top: int, depth: int, moved: int) -> int:
+    """Remove what is in a directory; returns how many directories were moved to the top instead."""
+    for name in os.listdir(fd):
+        try:
+            os.unlink(name, dir_fd=fd)
+            continue
+        except FileNotFoundError:
+            continue
+        except (IsADirectoryError, PermissionError):
+            pass
+        try:
+            child = open_directory(name, fd)
+        except NotADirectoryError:
+            raise PermissionError(1, "Operation not permitted", name) from None
+        except PermissionError:  # not ours to read, as when nobody is root here: make it so
+            os.chmod(name, 0o700, dir_fd=fd)
+            child = open_directory(name, fd)
+        try:
+            if depth >= _FLAT:
+                _make_writable(child)
+                os.rename(
+                    name, f".sampan-removing-{os.urandom(8).hex()}", src_dir_fd=fd, dst_dir_fd=top
+                )
+                moved += 1
+                continue
+            _make_writable(child)
+            moved = _empty(child, top, depth + 1, moved)
+        finally:
+            os.close(child)
+        os.rmdir(name, dir_fd=fd)
+    return moved
+
+
+def _make_writable(fd: int) -> None:
+    """Without CAP_DAC_OVERRIDE a directory must be writable by its owner before anything in it can go."""
+    if os.geteuid() != 0:
+        mode = os.fstat(fd).st_mode
+        if mode & 0o700 != 0o700:
+            os.fchmod(fd, stat.S_IMODE(mode) | 0o700)
+
+
+def xattrs_of(fd: int, name: bytes | None = None) -> dict[bytes, bytes]:
+    """All extended attributes of an open file, or of `name` (not followed) in an open directory."""
+    target: int | bytes = fd if name is None else b"/proc/self/fd/%d/%b" % (fd, name)
+    follow = name is None
+    found: dict[bytes, bytes] = {}
+    try:
+        keys = os.listxattr(target, follow_symlinks=follow)
+    except OSError:
+        return found  # no xattrs on this file system, or on this kind of file
+    for key in keys:
+        try:
+            found[os.fsencode(key)] = os.getxattr(target, key, follow_symlinks=follow)
+        except OSError:
+            continue  # removed meanwhile, or not for us to read
+    return found
+
+
+def proc_path(fd: int, name: bytes | None = None) -> bytes:
+    """A path for calls that take no descriptor or no O_PATH one: /proc/self/fd/N, or one component below it."""
+    return b"/proc/self/fd/%d" % fd if name is None else b"/proc/self/fd/%d/%b" % (fd, name)
+
+
+def copy_range(source: int, target: int, size: int, *, start: int = 0) -> None:
+    """Copy bytes `start` to `size` of one file to the same place in another, sharing blocks where possible."""
+    offset = start
+    while offset < size:
+        try:
+            done = os.copy_file_range(source, target, size - offset, offset, offset)
+        except OSError:
+            break  # across file systems of two kinds, or not for these files
+        if not done:
+            return
+        offset += done
+    while offset < size:
+        chunk = os.pread(source, min(1 << 20, size - offset), offset)
+        if not chunk:
+            return
+        written = 0
+        while written < len(chunk):
+            written += os.pwrite(target, chunk[written:], offset + written)
+        offset += len(chunk)
+
+
+def holes(fd: int, size: int) -> list[tuple[int, int]] | None:
+    """The (offset, length) of a sparse file's data, or None where it has no holes (or the file system cannot tell)."""
+    pieces: list[tuple[int, int]] = []
+    offset = 0
+    try:
+        while offset < size:
+            try:
+                start = os.lseek(fd, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == 6:  # ENXIO: nothing but a hole from here on
+                    break
+                return None
+            end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+            pieces.append((start, end - start))
+            offset = end
+    finally:
+        os.lseek(fd, 0, os.SEEK_SET)
+    if pieces == [(0, size)] or size == 0:
+        return None
+    return pieces
+
+
+def walk(fd: int) -> Iterator[tuple[int, bytes, bytes, os.stat_result]]:
+    """(directory fd, its path in the tree, name, lstat) of every entry, parents first, sorted by bytes.
+
+    The directory descriptor is valid until the next step.
+    """
+    stack: list[tuple[int, bytes, list[bytes]]] = [(os.dup(fd), b"", names(fd)[::-1])]
+    try:
+        while stack:
+            current, path, left = stack[-1]
+            if not left:
+                os.close(current)
+                stack.pop()
+                continue
+            name = left.pop()
+            try:
+                info = os.stat(name, dir_fd=current, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            yield current, path, name, info
+            if stat.S_ISDIR(info.st_mode):
+                try:
+                    child = open_directory(name, current)
+                except OSError:
+                    continue
+                stack.append((child, path + name + b"/", names(child)[::-1]))
+    finally:
+        for current, _, _ in stack:
+            os.close(current)
