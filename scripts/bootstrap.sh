@@ -1,0 +1,30 @@
+# Sourced by ./sampan and ./test, with $here set to the clone. `bootstrap [EXTRA...]` makes .venv when it is missing or
+# stale and sets $python to its interpreter. The usual case costs two file tests and no process.
+#
+# Stale means: pyproject.toml is newer than the stamp that the last good installation left, or the interpreter is gone.
+# Making it is scripts/bootstrap.py's work: it locks, so that two first starts at once make one environment.
+
+bootstrap() {
+    python=$here/.venv/bin/python
+    for extra in base "$@"; do
+        stamp=$here/.venv/.sampan-$extra
+        if [ ! -x "$python" ] || [ ! -f "$stamp" ] || [ "$here/pyproject.toml" -nt "$stamp" ]; then
+            bootstrap_host_python
+            "$host_python" -I "$here/scripts/bootstrap.py" "$here" "$@" || exit 1
+            return 0
+        fi
+    done
+}
+
+# The first interpreter on PATH that is new enough; SAMPAN_PYTHON overrides.
+bootstrap_host_python() {
+    for host_python in ${SAMPAN_PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 python; do
+        if command -v "$host_python" >/dev/null 2>&1 &&
+            "$host_python" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            return 0
+        fi
+    done
+    echo "sampan: needs Python 3.11 or newer, and found none on PATH" >&2
+    echo "(install python3 and python3-venv, or name one: SAMPAN_PYTHON=/path/to/python3)" >&2
+    exit 1
+}
