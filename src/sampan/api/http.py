@@ -34,6 +34,7 @@ from typing import cast
 
 from sampan.api.http_body import Framing, framing_of
 from sampan.api.http_head import BadRequest, Head, find_end, parse
+from sampan.api.tls import Pump
 from sampan.errors import Cancelled, InvalidArgument
 
 HEAD_SECONDS = 30  # from a head's first byte to its last
@@ -41,6 +42,7 @@ IDLE_SECONDS = 600  # between requests
 SWEEP_SECONDS = 5
 BODY_BUFFER = 512 * 1024  # unread body bytes at which we stop reading the socket
 PIPELINE_BUFFER = 128 * 1024  # unread bytes behind a running request
+LINGER_SECONDS = 0.5
 DRAIN_UNREAD = 256 * 1024  # an answered request's unread body: read on up to here, else close
 JSON_LIMIT = 8 * 1024 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -167,7 +169,7 @@ class Reply:
                 lines.append(("Content-Type", content_type))
             if not (self._head.method == "HEAD" and not body):
                 lines.append(("Content-Length", str(len(body))))
-        payload = b"" if self._head.method == "HEAD" else body
+        payload = b"" if self._head.method == "HEAD" or status in (204, 304) else body
         self._connection.write_now(self._top(status, lines) + payload)
         await self._connection.drained()
 
@@ -247,6 +249,7 @@ class HttpServer:
         self.connections: set[Connection] = set()
         self.max_connections = max_connections
         self._common = [f"{name}: {value}" for name, value in common_headers]
+        self._kept: set[asyncio.Task[None]] = set()
         self._date = ""
         self._date_second = 0
         self._sweeper: asyncio.TimerHandle | None = None
@@ -257,6 +260,12 @@ class HttpServer:
             self._date_second = second
             self._date = f"Date: {formatdate(second, usegmt=True)}"
         return [*self._common, self._date]
+
+    def keep(self, task: asyncio.Task[None] | None) -> None:
+        """A handler whose connection was given away: nobody else holds its task."""
+        if task is not None:
+            self._kept.add(task)
+            task.add_done_callback(self._kept.discard)
 
     def start_sweeping(self) -> None:
         self._sweep()
@@ -285,6 +294,8 @@ class HttpServer:
             await asyncio.wait(tasks, timeout=grace_seconds)
         for connection in list(self.connections):
             connection.abort()
+        for task in list(self._kept):
+            task.cancel()
 
 
 class Connection(asyncio.Protocol):
@@ -311,6 +322,7 @@ class Connection(asyncio.Protocol):
         self._eof = False
         self._closing = False
         self._detached = False
+        self._lingering = False
 
     # --- asyncio.Protocol ---
 
@@ -320,6 +332,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.active_at = time.monotonic()
+        if self._lingering:
+            return
         if self._framing is not None:
             self._feed_body(data)
             return
@@ -331,7 +345,9 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._eof = True
-        if self.task is None or not self._only_half_closed():
+        if self.task is None:
+            return False  # closes, once what was written is sent
+        if not self._only_half_closed():
             self._client_gone()
             return False
         if self._body is not None and not self._body.ended:
@@ -368,7 +384,7 @@ class Connection(asyncio.Protocol):
             await self._writable
 
     def resume(self) -> None:
-        if self._paused_reading and not self._transport.is_closing():
+        if self._paused_reading and not self._eof and not self._transport.is_closing():
             self._paused_reading = False
             self._transport.resume_reading()
 
@@ -384,9 +400,21 @@ class Connection(asyncio.Protocol):
         await self.drained()
         self._pause()
         self._detached = True
+        self.server.keep(self.task)
+        if self.secure:
+            return self._pumped()
         fd = os.dup(self._socket().fileno())
         self._transport.abort()  # closes its own descriptor; the socket lives on in ours
         return RawStream(fd, self._leftover())
+
+    def _pumped(self) -> RawStream:
+        """A TLS connection cannot leave this process: the other end of a pump goes instead."""
+        ours, theirs = socket.socketpair()
+        self._transport.set_protocol(Pump(self._transport, ours))
+        self._transport.set_write_buffer_limits()
+        self.server.connections.discard(self)
+        self._transport.resume_reading()
+        return RawStream(theirs.detach(), self._leftover())
 
     def _leftover(self) -> bytes:
         preread = bytes(self._buffer)
@@ -499,11 +527,12 @@ class Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             self._closing = True
         if self._detached:
-            return
-        if not reply.finished:  # cut off in the middle of a stream: the client must see that
+            self.task = None
+        elif not reply.finished:  # cut off in the middle of a stream: the client must see that
+            self.task = None
             self.abort()
-            return
-        await self._settle(request, reply)
+        else:
+            await self._settle(request, reply)
 
     async def _settle(self, request: Request, reply: Reply) -> None:
         """After the answer: get past an unread body, go on with the next request or close."""
@@ -514,11 +543,16 @@ class Connection(asyncio.Protocol):
         self._body = None
         self._framing = None
         self.active_at = time.monotonic()
-        if self._closing or not reply.keep_alive or self._eof:
+        if self._closing:
+            self._linger()
+            return
+        if not reply.keep_alive:
             self._transport.close()
             return
         self.resume()
         self._next_request()
+        if self._eof and self.task is None:
+            self._transport.close()
 
     async def _drained_body(self, body: Body) -> bool:
         """Whether the rest of a body that nobody read was short, and is gone."""
@@ -546,4 +580,14 @@ class Connection(asyncio.Protocol):
         ]
         self._closing = True
         self._transport.write("\r\n".join(lines).encode() + body)
-        self._transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close, but read on for a moment: closing with unread input would take our last answer away."""
+        if self._transport.is_closing():
+            return
+        self._lingering = True
+        self._buffer.clear()
+        self.resume()
+        self._transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)

@@ -72,7 +72,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     if not body.strip():
         return kind()
     try:
-        raw = msgspec.json.decode(body)
+        raw = _loads(body)
     except msgspec.DecodeError as error:
         raise InvalidArgument(_json_fault(body, str(error))) from None
     except RecursionError:
@@ -80,8 +80,17 @@ def decode(body: bytes, kind: type[T]) -> T:
     return from_builtins(raw, kind)
 
 
+def _loads(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except UnicodeDecodeError:  # Go puts U+FFFD for bytes that are no UTF-8
+        return msgspec.json.decode(body.decode("utf-8", "replace"))
+
+
 def from_builtins(raw: Any, kind: type[T]) -> T:
     """A decoded JSON value as `kind`, by Go's rules."""
+    if raw is None:
+        return kind()
     try:
         return msgspec.convert(_shaped(raw, _plan(kind), DEEPEST), kind)
     except msgspec.ValidationError as error:
