@@ -71,6 +71,14 @@ def socketpair(kind: int = _socket.SOCK_SEQPACKET) -> tuple[_socket.socket, _soc
     return _socket.socketpair(_socket.AF_UNIX, kind | _socket.SOCK_CLOEXEC, 0)
 
 
+def accept(listener: _socket.socket) -> _socket.socket:
+    """The next connection, non-blocking and close-on-exec, without the weight of `socket`."""
+    fd, _ = listener._accept()  # type: ignore[attr-defined]  # accept4(2); in C's socket, not in its stubs
+    connection = _socket.socket(fileno=fd)
+    connection.setblocking(False)
+    return connection
+
+
 def send_fds(
     sock: _socket.socket, data: bytes, fds: list[int] | tuple[int, ...] = (), flags: int = 0
 ) -> int:

@@ -488,6 +488,11 @@ class Link:
     """A link as the kernel reports it. `counters`: the 64-bit statistics in rtnl_link_stats64's order."""
 
     __slots__ = ("address", "counters", "index", "kind", "master", "mtu", "name", "parent", "up")
+    index: int
+    mtu: int
+    master: int
+    parent: int
+    counters: tuple[int, ...]
 
     def __init__(self, body: bytes) -> None:
         _, _, self.index, flags, _ = _IFINFO.unpack_from(body)
@@ -597,6 +602,9 @@ class Address:
     """An address of a link."""
 
     __slots__ = ("address", "family", "index", "prefix")
+    family: int
+    index: int
+    prefix: int
 
     def __init__(self, body: bytes) -> None:
         self.family, self.prefix, _, _, self.index = _IFADDR.unpack_from(body)
@@ -608,6 +616,11 @@ class Route:
     """A route of the main table; `destination` is empty for the default route."""
 
     __slots__ = ("destination", "family", "gateway", "index", "metric", "prefix", "table")
+    family: int
+    index: int
+    metric: int
+    prefix: int
+    table: int
 
     def __init__(self, body: bytes) -> None:
         self.family, self.prefix, _, _, table, _, _, _, _ = _RTMSG.unpack_from(body)

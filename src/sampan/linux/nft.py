@@ -290,6 +290,19 @@ def concat(*loads: tuple[int, int, int]) -> tuple[Expression, ...]:
     return tuple(steps)
 
 
+def dnat(raw: bytes, port: int) -> tuple[Expression, ...]:
+    """Destination becomes this address and port."""
+    family = FAMILIES["ip" if len(raw) == 4 else "ip6"]
+    return (
+        Expression("immediate", _be32(1, REG_1), _value(2, raw)),
+        Expression("immediate", _be32(1, REG_2), _value(2, struct.pack(">H", port))),
+        Expression(
+            "nat", _be32(1, 1), _be32(2, family), _be32(3, REG_1), _be32(4, REG_1),
+            _be32(5, REG_2), _be32(6, REG_2), words=f"dnat to {show_address(raw)}:{port}",
+        ),
+    )  # fmt: skip
+
+
 def masquerade() -> tuple[Expression, ...]:
     """Source becomes the address of the outgoing interface."""
     return (Expression("masq", words="masquerade"),)
@@ -448,11 +461,11 @@ def replace_messages(table: Table) -> list[Message]:
         Message(NEWTABLE, family, name, flags=netlink.NLM_F_CREATE, what=f"table {table.name}"),
     ]
     messages += [_new_set(table, each, number) for number, each in enumerate(table.sets, 1)]
-    messages += [_new_chain(table, chain) for chain in table.chains]
+    messages += [new_chain(table, chain) for chain in table.chains]
     for each in table.sets:
         messages += add_elements(table.family, table.name, each.name, each.elements)
     for chain in table.chains:
-        messages += [_new_rule(table, chain, rule) for rule in chain.rules]
+        messages += [new_rule(table, chain, rule) for rule in chain.rules]
     return messages
 
 
@@ -465,7 +478,8 @@ def delete_messages(family: str, name: str) -> list[Message]:
     ]
 
 
-def _new_chain(table: Table, chain: Chain) -> Message:
+def new_chain(table: Table, chain: Chain) -> Message:
+    """Make a chain, without its rules."""
     parts = [text(1, table.name), text(3, chain.name)]
     if chain.hook:
         hook = nested(4, _be32(1, HOOKS[chain.hook]), _be32(2, chain.priority))
@@ -479,12 +493,20 @@ def _new_chain(table: Table, chain: Chain) -> Message:
     )
 
 
-def _new_rule(table: Table, chain: Chain, rule: tuple[Expression, ...]) -> Message:
+def new_rule(
+    table: Table, chain: Chain, rule: tuple[Expression, ...], *, first: bool = False
+) -> Message:
+    """Append a rule to a chain, or put it in front of all others."""
     body = text(1, table.name) + text(2, chain.name)
     body += nested(4, *(expression.encode() for expression in rule))
-    flags = netlink.NLM_F_CREATE | netlink.NLM_F_APPEND
+    flags = netlink.NLM_F_CREATE | (0 if first else netlink.NLM_F_APPEND)
     what = f"rule {chain.name}: {show_rule(rule)}"
     return Message(NEWRULE, table.family, body, flags=flags, what=what)
+
+
+def delete_rules(family: str, table: str, chain: str) -> Message:
+    """Delete every rule of a chain."""
+    return Message(DELRULE, family, text(1, table) + text(2, chain), what=f"rules of {chain}")
 
 
 def type_of(names: str) -> tuple[int, int, list[int]]:

@@ -1,0 +1,119 @@
+"""The daemon's handle on the keeper: start it when it is not there, hand things in, ask what it holds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sampan.errors import Internal, Unavailable
+from sampan.linux import fds
+
+START_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 10.0
+SOURCE = Path(__file__).resolve().parents[2]
+
+
+class KeeperClient:
+    """One connection, used under a lock from any thread.
+
+    `on_restart` is called with the lock held when a new keeper had to be started: it must hand in again whatever the
+    old one held.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.path = run / "keeper.sock"
+        self._connection: socket.socket | None = None
+        self._lock = threading.RLock()
+        self.restarts = 0
+
+    def request(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> dict[str, Any]:
+        """Send and wait for the answer; starts a keeper where none answers.
+
+        Raises Internal where the keeper refuses, Unavailable where it cannot be started.
+        """
+        data = msgspec.json.encode(message)
+        with self._lock:
+            for attempt in (1, 2):
+                connection = self._connected()
+                try:
+                    fds.send_fds(connection, data, descriptors)
+                    raw = connection.recv(1 << 20)
+                    if not raw:
+                        raise ConnectionError("the keeper closed its socket")
+                    break
+                except OSError as error:
+                    self.close()
+                    if attempt == 2:
+                        raise Unavailable(f"the network keeper does not answer: {error}") from error
+        reply: dict[str, Any] = msgspec.json.decode(raw)
+        if "error" in reply:
+            raise Internal(f"network keeper: {message['op']}: {reply['error']}")
+        return reply
+
+    def held(self) -> dict[str, list[str]]:
+        """What a running keeper holds; nothing where none runs. Starts none."""
+        with self._lock:
+            if self._connection is None:
+                try:
+                    self._connection = self._connect()
+                except OSError:
+                    return {"containers": [], "ports": [], "zones": []}
+            return self.request({"op": "list"})
+
+    def close(self) -> None:
+        """Drop the connection; the keeper stays while it holds something. Idempotent."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _connected(self) -> socket.socket:
+        if self._connection is None:
+            try:
+                self._connection = self._connect()
+            except OSError:
+                self._start()
+                self._connection = self._connect()
+        return self._connection
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.settimeout(REQUEST_TIMEOUT_S)
+        try:
+            connection.connect(str(self.path))
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def _start(self) -> None:
+        reader, writer = os.pipe()
+        program = (
+            f"import sys; sys.path.insert(0, {str(SOURCE)!r}); "
+            "from sampan.network.keeper import main; main(sys.argv[1:])"
+        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", program, str(self.run), str(writer)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(writer,),
+                start_new_session=True, cwd="/", env={},
+            )  # fmt: skip
+        except OSError as error:
+            raise Unavailable(f"cannot start the network keeper: {error}") from error
+        finally:
+            os.close(writer)
+        with os.fdopen(reader, "rb") as ready:
+            answered = ready.read(1)
+        if not answered:
+            status = process.wait()
+            raise Unavailable(f"the network keeper ended at once with status {status}")
+        process.returncode = 0  # it outlives us on purpose: no warning that it is still running
+        self.restarts += 1
