@@ -354,10 +354,10 @@ class BlobStore:
         """Hold blobs that nobody names yet; close it after the catalogue does."""
         return Lease(self)
 
-    def is_held(self, digest: str) -> bool:
-        """Whether somebody who is adding content needs this blob."""
+    def discard(self, digest: str) -> bool:
+        """Delete a blob unless somebody who is adding content needs it."""
         with self._lock:
-            return bool(self._held.get(digest))
+            return not self._held.get(digest) and bool(self.delete(digest))
 
     def collect(self, roots: Iterable[str], *, dry_run: bool = False) -> Collected:
         """Remove every blob that is neither in `roots` nor held by a lease.

@@ -36,7 +36,9 @@ _XATTR_REFUSALS = frozenset((errno.ENOTSUP, errno.EPERM, errno.ENODATA, errno.EI
 class CopyRules:
     """How a tree is copied."""
 
-    whiteouts: bool = False  # the source is a layer with `.wh.` files: apply them to what the target has
+    whiteouts: bool = (
+        False  # the source is a layer with `.wh.` files: apply them to what the target has
+    )
     replace: bool = False  # whether an entry that is there is replaced (else it is an error)
     keep_owners: bool = True
     owner: tuple[int, int] | None = None  # instead of what the files have
@@ -47,7 +49,9 @@ class CopyRules:
 _DEFAULT = CopyRules()
 
 
-def copy_tree(source: int, target: int, *, rules: CopyRules = _DEFAULT, with_root: bool = True) -> None:
+def copy_tree(
+    source: int, target: int, *, rules: CopyRules = _DEFAULT, with_root: bool = True
+) -> None:
     """What is in one directory into another; with the attributes of the directory itself."""
     copier = _Copier(rules)
     try:
@@ -174,8 +178,9 @@ class _Copier:
             finally:
                 os.close(fd)
         _set_xattrs(proc_path(target, name), xattrs_of(source, name), follow=False)
-        os.utime(name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=target, follow_symlinks=False)
-
+        os.utime(
+            name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=target, follow_symlinks=False
+        )
 
 
 def _copy_data(original: int, copy: int, info: os.stat_result) -> None:

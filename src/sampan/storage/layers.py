@@ -74,7 +74,9 @@ def apply(
     with Extractor(fd, rules=rules, limits=limits) as extractor:
         extractor.extract(reader)
         reader.drain()
-        return Applied(extractor.bytes, extractor.entries, extractor.opaque_root, extractor.root_seen)
+        return Applied(
+            extractor.bytes, extractor.entries, extractor.opaque_root, extractor.root_seen
+        )
 
 
 def diff(fd: int, *, with_root: bool = False) -> Iterator[bytes]:
@@ -98,7 +100,7 @@ def _overlay_changes(upper: int, lowers: list[int], path: bytes, changes: list[C
             info = os.stat(name, dir_fd=upper, follow_symlinks=False)
         except FileNotFoundError:
             continue
-        below = _visible(lowers, name)
+        below = visible(lowers, name)
         shown = _text(path + name)
         if _is_whiteout(info):
             if below is not None:
@@ -122,13 +124,13 @@ def _descend(
     below: list[int] = []
     try:
         opaque = is_opaque(xattrs_of(child))
-        below = _directories(lowers, name)
+        below = lower_directories(lowers, name)
         if opaque:
             hidden = sorted({entry for fd in below for entry in names(fd)} - set(names(child)))
             changes += [
                 Change(_text(path + name + b"/" + entry), DELETED)
                 for entry in hidden
-                if _visible(below, entry)
+                if visible(below, entry)
             ]
         _overlay_changes(child, below, path + name + b"/", changes)
     finally:
@@ -137,7 +139,7 @@ def _descend(
             os.close(fd)
 
 
-def _visible(lowers: list[int], name: bytes) -> os.stat_result | None:
+def visible(lowers: list[int], name: bytes) -> os.stat_result | None:
     """What a stack of directories shows under a name."""
     for fd in lowers:
         try:
@@ -148,7 +150,7 @@ def _visible(lowers: list[int], name: bytes) -> os.stat_result | None:
     return None
 
 
-def _directories(lowers: list[int], name: bytes) -> list[int]:
+def lower_directories(lowers: list[int], name: bytes) -> list[int]:
     """The directories that overlayfs merges under a name: down to the first opaque one or the first that is none."""
     found: list[int] = []
     for fd in lowers:

@@ -47,10 +47,8 @@ Promises every driver keeps (tests/contract/test_snapshotter.py runs them all)
   - Calls may come from any thread; calls for one name are serialised by the driver.
 
 Mounting (for whoever performs the mounts, in order)
-  - type "overlay": one `mount(2)` with the options joined by commas, when they contain `lowerdir=`. Where a stack is
-    too deep for the 4,096 bytes that mount(2) takes, the lower directories come one by one as `lowerdir+=PATH`
-    options, topmost first: then fsopen("overlay"), one fsconfig(SET_STRING, "lowerdir+", PATH) each (Linux 6.8),
-    fsconfig for the others, fsmount, move_mount.
+  - type "overlay": the options are overlayfs' own. `lowerdir` may hold more than the 4,096 bytes that mount(2) takes or
+    the 255 of one fsconfig(2): give its parts as one "lowerdir+" each (linux/mounts.py does; Linux 6.7).
   - type "bind" (vfs): the ordinary bind mount of `source`.
   - The directories named in the options exist before `mounts()` returns.
 """
@@ -59,9 +57,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Protocol, Self
 
 from sampan.errors import InvalidArgument
+from sampan.storage.streams import HashingReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,7 +90,8 @@ class Usage(NamedTuple):
 class Staged(Protocol):
     """A layer that has arrived. Leaving the `with` without `publish` drops it."""
 
-    usage: Usage
+    @property
+    def usage(self) -> Usage: ...
 
     def publish(self, chain_id: str, parent: str | None) -> None:
         """Give it its name. The parent must exist."""
@@ -107,15 +107,15 @@ class Staged(Protocol):
 class Snapshotter(Protocol):
     """See the module's docstring for words, life and promises."""
 
-    name: str  # "overlay", "vfs", "erofs": what `info` shows as the storage driver
+    @property
+    def name(self) -> str:
+        """What `info` shows as the storage driver: "overlay", "erofs", "vfs"."""
 
-    def stage(
-        self, layer: Readable, *, limits: Limits | None = None, blob: str | None = None
-    ) -> Staged:
-        """Read an uncompressed layer tar to its end.
+    def stage(self, layer: Readable, *, limits: Limits | None = None, blob: str = "") -> Staged:
+        """Read an uncompressed layer tar to its very end.
 
-        `blob` is the path of the same bytes as a file that will not change, where there is one: a driver may
-        share it instead of writing them again, and then may read only part of `layer`.
+        `blob` is the path of the same bytes as a file that will never change, where there is one: a
+        driver may share it instead of writing them again.
         """
 
     def exists(self, name: str) -> bool:
@@ -127,23 +127,29 @@ class Snapshotter(Protocol):
     def walk(self) -> Iterator[Snapshot]:
         """Everything there is."""
 
-    def prepare(self, key: str, parent: str | None) -> None:
-        """A new writable snapshot on top of a layer, or of nothing. Conflict where the key is taken."""
+    def prepare(self, key: str, parent: str | None, *, init: bool = True) -> None:
+        """A new writable snapshot on top of a layer, or of nothing. Conflict where the key is taken.
 
-    def view(self, key: str, parent: str) -> None:
+        With `init` it stands on an init layer (initlayer.py), whose files are no change of the snapshot's.
+        """
+
+    def view(self, key: str, parent: str | None) -> None:
         """The same, read-only."""
 
     def mounts(self, key: str) -> list[Mount]:
         """The mounts that make the snapshot appear at `/` of the caller's choice (destination is "/")."""
 
+    def open_root(self, key: str, *, writable: bool = False) -> int:
+        """The snapshot's whole tree as a directory descriptor, while nobody else has it mounted; close it soon."""
+
     def commit(self, key: str, chain_id: str) -> None:
-        """Turn an active snapshot into a layer. It must not be mounted any more."""
+        """Turn an active snapshot into a layer. It must not be mounted any more, and is gone afterwards."""
 
     def remove(self, name: str) -> None:
         """Delete; NotFound, or Conflict while something is stacked on it."""
 
     def usage(self, name: str) -> Usage:
-        """Space of this snapshot alone."""
+        """Space of this snapshot alone: apparent sizes, as Docker counts; of a layer without a look at the disk."""
 
     def diff(self, name: str) -> Iterator[bytes]:
         """What the snapshot changed against its parent, as a layer tar. Reproducible: sorted, exact times."""
@@ -151,8 +157,54 @@ class Snapshotter(Protocol):
     def changes(self, name: str) -> list[Change]:
         """The same as `docker diff` lists it."""
 
+    def layer_tar(self, chain_id: str) -> BinaryIO | None:
+        """The original tar of a layer, where the driver keeps it."""
+
+    def upper_path(self, key: str) -> str:
+        """The host directory that takes the writes of an active snapshot."""
+
     def sweep(self) -> int:
         """At start: drop what a crash left half made; returns how many."""
+
+
+class AppliedLayer(NamedTuple):
+    """What `apply_layer` found."""
+
+    diff_id: str
+    bytes: int  # of all files: Docker's "Size"
+    inodes: int
+
+
+def apply_layer(
+    driver: Snapshotter,
+    chain_id: str,
+    parent: str | None,
+    stream: Readable,
+    *,
+    diff_id: str = "",
+    blob: str = "",
+    limits: Limits | None = None,
+) -> AppliedLayer:
+    """An uncompressed layer tar into the driver under its chain id, hashed on the way and refused if it is another.
+
+    From any thread, in any order of layers. Where the layer is there already the stream is only hashed.
+    """
+    with HashingReader(stream) as hashing:
+        if driver.exists(chain_id):
+            while hashing.read(1 << 20):
+                pass
+            _check_diff_id(hashing.digest(), diff_id)
+            return AppliedLayer(hashing.digest(), *driver.usage(chain_id))
+        with driver.stage(hashing, limits=limits, blob=blob) as staged:
+            found = hashing.digest()
+            _check_diff_id(found, diff_id)
+            staged.publish(chain_id, parent)
+            return AppliedLayer(found, *staged.usage)
+
+
+def _check_diff_id(found: str, expected: str) -> None:
+    if expected and found != expected:
+        raise InvalidArgument(f"wrong diff id of a layer: {found}, expected {expected}")
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:

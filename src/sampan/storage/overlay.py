@@ -1,0 +1,279 @@
+"""Snapshots by overlayfs: a container's writes in an upper directory over the shared layers.
+
+    active/<key>/upper  work        merged by the caller, from `mounts()`
+
+    lowerdir = [init layer of the stack] : topmost layer : ... : bottom layer
+
+Options, and why each is there
+    index=off           two containers may share lower layers, and a crashed one its upper, without EBUSY; and a
+                        lower layer may be moved to another disk
+    metacopy=off        a layer must not be able to say "my data is in that other file" (this kernel's default may be
+                        on); and `diff` must find whole files in the upper directory
+    redirect_dir=nofollow   the same for directories: layers are strangers' (security.md, "overlay xattrs")
+    userxattr           in a user namespace, where trusted.* cannot be written
+
+mount(2) takes 4,096 bytes of options: the short links of stack.py keep 110 layers below that for the default root.
+With fsconfig(2) there is no limit but overlayfs' own 500: give each part of `lowerdir` as one `lowerdir+`
+(linux/mounts.py does). `:` `,` and `\\` in a path are escaped with a backslash, as overlayfs reads them.
+
+Source: kernel Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING, ClassVar
+
+from sampan.errors import Conflict
+from sampan.linux.mounts import overlay
+from sampan.storage import initlayer, layers
+from sampan.storage.extract import Whiteouts
+from sampan.storage.stack import ActiveRecord, LayerRecord, LayerStore
+from sampan.storage.tree import open_directory, size_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sampan.spec.runtime import Mount
+
+_SAFE = ("index=off", "metacopy=off", "redirect_dir=nofollow")
+
+
+class OverlaySnapshotter(LayerStore):
+    """See the module's docstring, and snapshots.Snapshotter for the promises."""
+
+    name: ClassVar[str] = "overlay"
+
+    # -- making --------------------------------------------------------------------------------------------------
+
+    def prepare(self, key: str, parent: str | None, *, init: bool = True) -> None:
+        self._new(key, ActiveRecord(parent=parent, init=init))
+
+    def view(self, key: str, parent: str | None) -> None:
+        self._new(key, ActiveRecord(parent=parent, kind="view"))
+
+    def _new(self, key: str, record: ActiveRecord) -> None:
+        with self._lock:
+            self._check_new(key, record.parent)
+        if record.init:
+            self._init_layer(record.parent)
+        path = self._new_staging()
+        try:
+            if record.kind == "active":
+                for name in ("upper", "work"):
+                    os.mkdir(os.path.join(path, name), 0o755)
+                fd = open_directory(os.path.join(path, "upper"))
+                try:
+                    self._copy_root_attributes(record.parent, fd)
+                finally:
+                    os.close(fd)
+            self._activate(path, key, record)
+        except BaseException:
+            self._discard(path)
+            raise
+
+    def commit(self, key: str, chain_id: str) -> None:
+        """The upper directory becomes the layer: renames, no copy."""
+        record = self._writable(key)
+        path = self._new_staging()
+        try:
+            directory = os.path.join(self.root, "active", key)
+            fd = self._open_writable(key)
+            try:
+                size = size_of(fd)
+            finally:
+                os.close(fd)
+            if self.exists(chain_id):
+                self._discard(path)
+                self.remove(key)
+                return
+            os.rename(os.path.join(directory, "upper"), os.path.join(path, "fs"))
+            layer = LayerRecord(
+                parent=record.parent,
+                bytes=size.apparent,
+                inodes=size.inodes,
+                link="",
+                has_root=True,
+            )
+            try:
+                published = self._publish(path, chain_id, layer)
+            except BaseException:
+                os.rename(os.path.join(path, "fs"), os.path.join(directory, "upper"))
+                raise
+            if not published:
+                self._discard(path)
+            self.remove(key)
+        except BaseException:
+            self._discard(path)
+            raise
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def mounts(self, key: str) -> list[Mount]:
+        record = self._snapshot(key)
+        lower, upper, work = self._directories(key, record)
+        options = list(self._options())
+        if upper is None:
+            options.append("ro")
+        options.append("lowerdir=" + ":".join(_escape(path) for path in lower))
+        if upper is not None and work is not None:
+            options += ["upperdir=" + _escape(upper), "workdir=" + _escape(work)]
+        return [{"destination": "/", "type": "overlay", "source": "overlay", "options": options}]
+
+    def open_root(self, key: str, *, writable: bool = False) -> int:
+        """The merged tree of a snapshot that nobody has mounted, as a descriptor; closing it dissolves the mount."""
+        record = self._snapshot(key)
+        lower, upper, work = self._directories(key, record)
+        if not writable and upper is not None:
+            # overlayfs wants an upper directory to itself; to look on, it may as well be the topmost lower one
+            lower, upper, work = [upper, *lower], None, None
+        if upper is None and len(lower) == 1:
+            lower.append(os.path.join(self.root, "empty"))
+        return overlay(lower, upper, work, self._options())
+
+    def diff(self, name: str) -> Iterator[bytes]:
+        fd = self._open_own(name)
+        try:
+            yield from layers.diff(fd, with_root=self._root_differs(name, fd))
+        finally:
+            os.close(fd)
+
+    def changes(self, name: str) -> list[layers.Change]:
+        stat = self.stat(name)
+        init = name in self._active and self._active[name].init
+        fd = self._open_own(name)
+        lowers: list[int] = []
+        try:
+            lowers = self.open_stack(stat.parent)
+            if init:
+                lowers.insert(0, open_directory(self._init_layer(stat.parent)))
+            return layers.overlay_changes(fd, lowers)
+        finally:
+            for each in (fd, *lowers):
+                os.close(each)
+
+    def upper_path(self, key: str) -> str:
+        """The directory that takes the writes of an active snapshot (for quotas)."""
+        self._writable(key)
+        return os.path.join(self.root, "active", key, "upper")
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _options(self) -> tuple[str, ...]:
+        return (*_SAFE, "userxattr") if self._rules.whiteouts is Whiteouts.OVERLAY_USER else _SAFE
+
+    def _directories(
+        self, key: str, record: ActiveRecord
+    ) -> tuple[list[str], str | None, str | None]:
+        """(lower directories topmost first, upper, work); upper and work are None for a view."""
+        lower = [self._lower_path(chain_id) for chain_id in self.stack(record.parent)]
+        if record.init:
+            lower.insert(0, self._init_layer(record.parent))
+        if record.kind == "view":
+            if len(lower) < 2:  # overlayfs wants two without an upper directory
+                lower.append(os.path.join(self.root, "empty"))
+            return lower, None, None
+        if not lower:
+            lower = [os.path.join(self.root, "empty")]
+        directory = os.path.join(self.root, "active", key)
+        return lower, os.path.join(directory, "upper"), os.path.join(directory, "work")
+
+    def _lower_path(self, chain_id: str) -> str:
+        """A short path to a layer's files."""
+        return os.path.join(self.root, "l", self._layers[chain_id].link)
+
+    def _init_layer(self, parent: str | None) -> str:
+        """The path of a stack's init layer, made on first use."""
+        name = parent.partition(":")[2] if parent is not None else "none"
+        final = os.path.join(self.root, "inits", name)
+        if not os.path.isdir(final):
+            path = self._new_staging()
+            try:
+                os.mkdir(os.path.join(path, "fs"), 0o755)
+                self._fill_init_layer(os.path.join(path, "fs"), parent)
+                os.rename(path, final)
+            except FileExistsError:
+                self._discard(path)  # another thread was faster
+            except OSError as error:
+                self._discard(path)
+                if error.errno != 39:  # ENOTEMPTY: the same
+                    raise
+            except BaseException:
+                self._discard(path)
+                raise
+        return os.path.join(final, "fs")
+
+    def _fill_init_layer(self, path: str, parent: str | None) -> None:
+        target = open_directory(path)
+        lowers: list[int] = []
+        try:
+            lowers = self.open_stack(parent)
+            initlayer.fill(target, lowers)
+            self._copy_root_attributes(parent, target)
+        finally:
+            for fd in (target, *lowers):
+                os.close(fd)
+
+    def _open_writable(self, key: str) -> int:
+        if self._snapshot(key).kind == "view":
+            return open_directory(os.path.join(self.root, "empty"))
+        return open_directory(os.path.join(self.root, "active", key, "upper"))
+
+    def _open_own(self, name: str) -> int:
+        """The directory with what a layer or snapshot itself holds."""
+        return (
+            open_directory(self.layer_path(name))
+            if name in self._layers
+            else self._open_writable(name)
+        )
+
+    def _writable(self, key: str) -> ActiveRecord:
+        record = self._snapshot(key)
+        if record.kind == "view":
+            raise Conflict(f"snapshot {key} is read-only")
+        return record
+
+    def _root_differs(self, name: str, fd: int) -> bool:
+        """Whether the root directory's owner or mode was changed, which only an entry for "." can tell."""
+        if name in self._layers:
+            return self._layers[name].has_root
+        path = self._new_staging()
+        try:
+            reference = open_directory(path)
+            try:
+                self._copy_root_attributes(self._active[name].parent, reference)
+                expected, found = os.fstat(reference), os.fstat(fd)
+            finally:
+                os.close(reference)
+        finally:
+            self._discard(path)
+        return (expected.st_mode, expected.st_uid, expected.st_gid) != (
+            found.st_mode,
+            found.st_uid,
+            found.st_gid,
+        )
+
+
+def probe(root: str | os.PathLike[str]) -> str:
+    """Why overlayfs cannot be used on a directory; empty where it can. Mounts once, detached, seen by nobody."""
+    base = os.path.join(os.fspath(root), f".probe-{secrets.token_hex(4)}")
+    paths = [os.path.join(base, name) for name in ("lower", "upper", "work")]
+    try:
+        for path in paths:
+            os.makedirs(path, mode=0o700)
+        from sampan.storage.stack import default_rules
+
+        user = ("userxattr",) if default_rules().whiteouts is Whiteouts.OVERLAY_USER else ()
+        os.close(overlay([paths[0]], paths[1], paths[2], (*_SAFE, *user)))
+    except OSError as error:
+        return "; ".join([error.strerror or str(error), *getattr(error, "__notes__", ())])
+    finally:
+        import shutil
+
+        shutil.rmtree(base, ignore_errors=True)
+    return ""
+
+
+def _escape(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
