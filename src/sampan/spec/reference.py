@@ -46,10 +46,8 @@ _hex64_re = re.compile(r"[a-f0-9]{64}", re.ASCII)
 _short_id_re = re.compile(r"(?:sha256:)?[a-f0-9]{1,64}", re.ASCII)
 
 # Digest algorithms that we verify; OCI image-spec 1.1, descriptor.md "Registered Algorithms".
-DIGEST_HEX_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
-_digest_re = re.compile(
-    r"(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})", re.ASCII
-)
+DIGEST_HEX_LENGTHS = {"sha256": 64, "sha512": 128}
+_digest_re = re.compile(r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})", re.ASCII)
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
