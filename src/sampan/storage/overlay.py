@@ -21,6 +21,7 @@ Source: kernel Documentation/filesystems/overlayfs.rst.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from typing import TYPE_CHECKING, ClassVar
@@ -130,7 +131,11 @@ class OverlaySnapshotter(LayerStore):
             lower, upper, work = [upper, *lower], None, None
         if upper is None and len(lower) == 1:
             lower.append(os.path.join(self.root, "empty"))
-        return overlay(lower, upper, work, self._options())
+        mount = overlay(lower, upper, work, self._options())
+        try:  # what fsmount(2) gives is an O_PATH descriptor; the mount lives on in one opened through it
+            return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+        finally:
+            os.close(mount)
 
     def diff(self, name: str) -> Iterator[bytes]:
         fd = self._open_own(name)
@@ -185,24 +190,18 @@ class OverlaySnapshotter(LayerStore):
 
     def _init_layer(self, parent: str | None) -> str:
         """The path of a stack's init layer, made on first use."""
-        name = parent.partition(":")[2] if parent is not None else "none"
-        final = os.path.join(self.root, "inits", name)
+        name = "none" if parent is None else self._layer(parent).link
+        final = os.path.join(self.root, "i", name)
         if not os.path.isdir(final):
             path = self._new_staging()
             try:
-                os.mkdir(os.path.join(path, "fs"), 0o755)
-                self._fill_init_layer(os.path.join(path, "fs"), parent)
+                self._fill_init_layer(path, parent)
                 os.rename(path, final)
-            except FileExistsError:
-                self._discard(path)  # another thread was faster
             except OSError as error:
                 self._discard(path)
-                if error.errno != 39:  # ENOTEMPTY: the same
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another thread was faster
                     raise
-            except BaseException:
-                self._discard(path)
-                raise
-        return os.path.join(final, "fs")
+        return final
 
     def _fill_init_layer(self, path: str, parent: str | None) -> None:
         target = open_directory(path)

@@ -9,7 +9,7 @@
         active/<key>/
             snapshot.json               ActiveRecord
             ...                         the driver's own
-        inits/<64 hex or "none">/fs     mount points and files that every container gets, per stack (initlayer.py)
+        i/<4 chars or "none">/          mount points and files that every container gets, per stack (initlayer.py)
         l/<4 chars> -> ../layers/<hex>/fs    short names, so that many layers fit into mount options
         staging/<16 hex>/               whatever is being made or removed
 
@@ -119,7 +119,7 @@ class LayerStore:
         self._layers: dict[str, LayerRecord] = {}
         self._active: dict[str, ActiveRecord] = {}
         self._children: dict[str, int] = {}
-        for name in ("", "layers", "active", "inits", "l", "staging", "empty"):
+        for name in ("", "layers", "active", "i", "l", "staging", "empty"):
             os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
         self._check_version()
         self._load()
@@ -235,7 +235,7 @@ class LayerStore:
             if name in self._layers:
                 del self._layers[name]
                 self._forget_child(record.parent)
-                self._drop_side_files(name, record)
+                self._drop_side_files(record)
             else:
                 self._forget_child(self._active.pop(name).parent)
         self._discard(target)
@@ -393,12 +393,12 @@ class LayerStore:
                 return link
         raise Internal("no short layer name is free")
 
-    def _drop_side_files(self, chain_id: str, record: LayerRecord) -> None:
+    def _drop_side_files(self, record: LayerRecord) -> None:
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(self.root, "l", record.link))
-        inits = open_directory(os.path.join(self.root, "inits"))
+        inits = open_directory(os.path.join(self.root, "i"))
         try:
-            remove_tree(_hex(chain_id), inits)
+            remove_tree(record.link, inits)
         finally:
             os.close(inits)
 
