@@ -26,6 +26,7 @@ from .syscalls import (
     mount_setattr,
     move_mount_fd,
     open_tree,
+    pivot_root,
     umount2,
 )
 
@@ -193,12 +194,27 @@ def set_propagation(path: Path, flags: int) -> None:
     mount(None, path, None, flags)
 
 
+def pivot_here() -> None:
+    """pivot_root(".", "."): the new root is the working directory and the old one is stacked upon it."""
+    pivot_root(".", ".")
+
+
+def move_to_root() -> None:
+    """Move the mount at the working directory over /."""
+    mount(".", "/", None, c.MS_MOVE)
+
+
+def cover(path: Path) -> None:
+    """Hide a directory that cannot be unmounted below an empty tmpfs."""
+    mount("tmpfs", path, "tmpfs", 0)
+
+
 def detach(path: Path) -> None:
     """Take the mount and all below it out of the tree now; what is busy goes when it is let go."""
     umount2(path, c.MNT_DETACH)
 
 
 __all__ = [
-    "ENOSYS", "SUPERBLOCK_OPTIONS", "attach", "bind", "clone_tree", "configure", "detach", "fsconfig_fd",
-    "new_filesystem", "overlay", "set_attributes", "set_idmap", "set_propagation", "umount2",
+    "ENOSYS", "SUPERBLOCK_OPTIONS", "attach", "bind", "clone_tree", "configure", "cover", "detach", "fsconfig_fd",
+    "move_to_root", "new_filesystem", "overlay", "pivot_here", "set_attributes", "set_idmap", "set_propagation", "umount2",
 ]  # fmt: skip

@@ -94,6 +94,7 @@ _NUMBERS = {
     "ioprio_set": (251, 30),
     "set_mempolicy": (238, 237),
     "bpf": (321, 280),
+    "execve": (59, 221),
     "execveat": (322, 281),
     "ioctl": (16, 29),
     "fcntl": (72, 25),
@@ -358,6 +359,22 @@ def fexec(fd: int, argv: list[bytes], environ: list[bytes]) -> NoReturn:
     arg_array, environ_array = _pointers(argv), _pointers(environ)
     call("execveat", fd, b"", arg_array, environ_array, c.AT_EMPTY_PATH)
     raise AssertionError("execveat returned")
+
+
+# int execve(const char *path, char *const argv[], char *const envp[]); -- execve(2)
+def prepare_execve(path: Path, argv: list[str], environ: list[str]) -> Any:
+    """The arrays of an execve, made now so that later there is nothing to allocate."""
+    return (
+        encode(path),
+        _pointers([encode(text) for text in argv]),
+        _pointers([encode(text) for text in environ]),
+    )
+
+
+def run_prepared(prepared: Any) -> NoReturn:
+    path, argv, environ = prepared
+    call("execve", path, argv, environ, path=path)
+    raise AssertionError("execve returned")
 
 
 def _pointers(strings: list[bytes]) -> Any:
