@@ -317,6 +317,7 @@ class Connection(asyncio.Protocol):
         self._head_since = 0.0
         self._framing: Framing | None = None
         self._body: Body | None = None
+        self._reply: Reply | None = None
         self._paused_reading = False
         self._writable: asyncio.Future[None] | None = None
         self._eof = False
@@ -347,7 +348,7 @@ class Connection(asyncio.Protocol):
         self._eof = True
         if self.task is None:
             return False  # closes, once what was written is sent
-        if not self._only_half_closed():
+        if self._has_left():
             self._client_gone()
             return False
         if self._body is not None and not self._body.ended:
@@ -410,10 +411,14 @@ class Connection(asyncio.Protocol):
     def _pumped(self) -> RawStream:
         """A TLS connection cannot leave this process: the other end of a pump goes instead."""
         ours, theirs = socket.socketpair()
-        self._transport.set_protocol(Pump(self._transport, ours))
+        pump = Pump(self._transport, ours)
+        self._transport.set_protocol(pump)
         self._transport.set_write_buffer_limits()
         self.server.connections.discard(self)
-        self._transport.resume_reading()
+        if self._eof:
+            pump.eof_received()
+        else:
+            self._transport.resume_reading()
         return RawStream(theirs.detach(), self._leftover())
 
     def _leftover(self) -> bytes:
@@ -436,7 +441,7 @@ class Connection(asyncio.Protocol):
             slow_head = self._head_since and now - self._head_since > HEAD_SECONDS
             if slow_head or now - self.active_at > IDLE_SECONDS:
                 self.abort()
-        elif self._eof and not self._only_half_closed():
+        elif self._eof and self._has_left():
             self._client_gone()
 
     def stop_when_idle(self) -> None:
@@ -447,14 +452,18 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
-    def _only_half_closed(self) -> bool:
-        """Whether the client may still read. Only unix sockets tell: there, POLLHUP is both directions."""
+    def _has_left(self) -> bool:
+        """Whether a client that ended its sending side is gone altogether.
+
+        A unix socket tells (POLLHUP is both directions). Elsewhere a close looks like a half-close: there a
+        client that ends while we stream to it counts as gone, and one that waits for its answer does not.
+        """
         sock = self._socket()
         if self.secure or sock.family != socket.AF_UNIX:
-            return False
+            return self._reply is None or self._reply.started
         poll = select.poll()
         poll.register(sock.fileno(), 0)
-        return not any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+        return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
     def _client_gone(self) -> None:
         if self._body is not None and not self._body.ended:
@@ -491,7 +500,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, head: Head) -> None:
         request, reply = Request(self, head), Reply(self, head)
-        self._body = request.body
+        self._body, self._reply = request.body, reply
         if head.body_length != 0:
             self._framing = framing_of(head.body_length)
         self.task = asyncio.get_running_loop().create_task(self._run(request, reply))
@@ -540,8 +549,7 @@ class Connection(asyncio.Protocol):
         if body.unasked or not await self._drained_body(body):
             self._closing = True
         self.task = None
-        self._body = None
-        self._framing = None
+        self._body = self._reply = self._framing = None
         self.active_at = time.monotonic()
         if self._closing:
             self._linger()
@@ -584,7 +592,8 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Close, but read on for a moment: closing with unread input would take our last answer away."""
-        if self._transport.is_closing():
+        if self._eof or self._transport.is_closing():
+            self._transport.close()
             return
         self._lingering = True
         self._buffer.clear()
