@@ -50,6 +50,7 @@ class Loop:
         self._running = False
         self._wakeup = -1
         self.on_child: Callable[[], None] | None = None
+        self.on_error: Callable[[Exception], None] | None = None
 
     # --- what to wait for --------------------------------------------------------------------------------------
 
@@ -103,9 +104,19 @@ class Loop:
         for fd, revents in self._poll.poll(wait):
             on_ready = self._watched.get(fd)
             if on_ready is not None:  # an earlier call of this turn may have closed it
-                on_ready(revents)
+                self._call(fd, on_ready, revents)
         if self._timers:
             self._fire()
+
+    def _call(self, fd: int, on_ready: OnReady, revents: int) -> None:
+        """A defect in serving one descriptor costs that descriptor, not the container behind the loop."""
+        try:
+            on_ready(revents)
+        except Exception as error:
+            if self.on_error is None:
+                raise
+            self.unwatch(fd)
+            self.on_error(error)
 
     def _until_next_timer(self) -> int | None:
         if not self._timers:
@@ -121,7 +132,12 @@ class Loop:
         self._timers = [timer for timer in self._timers if timer not in ready]
         for timer in ready:
             if timer.call is not None:
-                timer.call()
+                try:
+                    timer.call()
+                except Exception as error:
+                    if self.on_error is None:
+                        raise
+                    self.on_error(error)
 
 
 def _nothing(_signum: int, _frame: object) -> None:

@@ -1,0 +1,322 @@
+"""The SHIM: supervisor of one container. One process, one thread, one poll loop; outlives engine and launcher.
+
+    run(control)  ->  waits for Launch on the control socket (a spare shim waits here; end of file ends it)
+                  ->  Container.launch, listen on shim.sock, serve any number of engines
+                  ->  process 1 ends: exit.json, "exit", teardown, "gone", leave
+
+It leads its own session, so no terminal and no process group of the engine reaches it, ignores the signals of a
+shutting-down session (it is needed until the container has ended), and is a subreaper: what a container without a
+pid namespace leaves behind becomes its child and is reaped here.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from sampan import errors
+from sampan.linux import fastjson, procfs
+from sampan.linux.fds import close_quietly
+from sampan.linux.paths import replace_file
+from sampan.linux.process import set_name, set_subreaper
+from sampan.shim import protocol
+from sampan.shim.channel import Channel, accept, listen
+from sampan.shim.container import Container
+from sampan.shim.execs import Exec
+from sampan.shim.failure import complain, failure_of
+from sampan.shim.loop import POLLIN, Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    import signal as _signal
+    from collections.abc import Callable
+    from typing import Any
+
+    Message = dict[str, Any]
+    Order = Callable[[Message, list[int]], Message]
+else:
+    import _signal
+
+
+def warm_up() -> None:
+    """Load what is otherwise loaded on first use; called by the launcher before importing ends."""
+    import sampan.cgroups.devices
+    import sampan.cgroups.systemd
+    import sampan.cgroups.v1
+    import sampan.cgroups.v2
+    import sampan.cgroups.watch  # noqa: F401
+
+
+def run(control: int) -> None:
+    """The whole life of a shim whose engine is at the other end of `control`."""
+    for number in (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGINT):
+        _signal.signal(number, _signal.SIG_IGN)
+    posix.setsid()
+    set_name("sampan-shim")
+    Shim(Channel.from_fd(control)).loop.run()
+
+
+class Shim:
+    """The engines it talks to, its container and its execs."""
+
+    def __init__(self, control: Channel) -> None:
+        self.loop = Loop()
+        self.loop.watch_children(self._reap)
+        self.loop.on_error = complain
+        self._peers: dict[int, Channel] = {}
+        self._subscribed: set[int] = set()
+        self._listener: _socket.socket | None = None
+        self._container: Container | None = None
+        self._execs: dict[str, Exec] = {}
+        self._by_pid: dict[int, Exec] = {}
+        self._lost_told = 0
+        self._leaving = False
+        self._orders: dict[str, Order] = {
+            "launch": self._launch,
+            "hello": self._hello,
+            "attach": self._attach,
+            "exec": self._exec,
+            "kill": self._kill,
+            "resize": self._resize,
+            "pause": self._pause,
+            "unpause": self._unpause,
+            "update": self._update,
+            "stats": self._stats,
+            "processes": self._processes,
+            "close_stdin": self._close_stdin,
+            "log_rotate": self._log_rotate,
+        }
+        self._meet(control)
+        self._subscribed.add(control.fileno())
+
+    # --- engines -----------------------------------------------------------------------------------------------
+
+    def _meet(self, peer: Channel) -> None:
+        fd = peer.fileno()
+        self._peers[fd] = peer
+        self.loop.watch(fd, POLLIN, lambda _revents: self._serve(peer))
+
+    def _leave(self, peer: Channel) -> None:
+        fd = peer.fileno()
+        if self._peers.pop(fd, None) is None:
+            return
+        self._subscribed.discard(fd)
+        self.loop.unwatch(fd)
+        peer.close()
+        if self._container is None:
+            self.loop.stop()  # a spare whose engine went away
+
+    def _accept(self, _revents: int) -> None:
+        if self._listener is not None:
+            try:
+                self._meet(accept(self._listener))
+            except OSError:
+                return
+
+    def _serve(self, peer: Channel) -> None:
+        try:
+            received = peer.receive(wait=False)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = None
+        if received is None:
+            self._leave(peer)
+            return
+        message, fds = received
+        try:
+            reply = self._obey(peer, message, fds)
+        finally:
+            close_quietly(*fds)
+        if "seq" in message:
+            reply["re"] = message["seq"]
+        self._send(peer, reply)
+        if self._leaving:
+            self.loop.stop()
+
+    def _obey(self, peer: Channel, message: Message, fds: list[int]) -> Message:
+        """Carry out one request. Descriptors that somebody keeps are replaced by -1 in `fds`."""
+        op = str(message.get("op", ""))
+        order = self._orders.get(op)
+        try:
+            if order is None:
+                raise errors.Unsupported(f"this shim does not know {op!r}")
+            if op in ("launch", "hello") and message.get("v") != protocol.VERSION:
+                raise errors.Unsupported(
+                    f"this shim speaks version {protocol.VERSION}, not {message.get('v')!r}"
+                )
+            if self._container is None and op != "launch":
+                raise errors.Conflict("nothing was launched here yet")
+            reply = order(message, fds)
+            if op == "hello" and message.get("subscribe"):
+                self._subscribed.add(peer.fileno())
+            return reply
+        except Exception as error:  # noqa: BLE001 - whatever went wrong is the engine's to know
+            return {"error": failure_of(error)}
+
+    def _send(self, peer: Channel, message: Message) -> None:
+        """An engine that does not read is let go; it comes back with Hello and learns everything."""
+        try:
+            peer.send(message, wait=False)
+        except OSError:
+            self._leave(peer)
+
+    def _notify(self, event: Message) -> None:
+        for fd in list(self._subscribed):
+            peer = self._peers.get(fd)
+            if peer is not None:
+                self._send(peer, event)
+
+    # --- the container -----------------------------------------------------------------------------------------
+
+    @property
+    def container(self) -> Container:
+        if self._container is None:
+            raise errors.Conflict("nothing was launched here yet")
+        return self._container
+
+    def _launch(self, message: Message, fds: list[int]) -> Message:
+        if self._container is not None:
+            raise errors.Conflict("this shim has a container already")
+        set_subreaper()
+        container = Container(self.loop, message, notify=self._notify, on_gone=self._finish)
+        self._container = container
+        try:
+            started = container.launch(message, fds)
+        except BaseException:
+            self._leaving = True
+            raise
+        self.loop.later(0, lambda: self._settle_in(message))
+        return started
+
+    def _settle_in(self, message: Message) -> None:
+        """What the caller need not wait for: the socket for later engines, and the record of the request."""
+        directory = self.container.directory
+        me = posix.getpid()
+        try:
+            self._listener = listen(f"{directory}/{protocol.SHIM_SOCKET}")
+            self._listener.setblocking(False)
+            self.loop.watch(self._listener.fileno(), POLLIN, self._accept)
+            replace_file(
+                f"{directory}/{protocol.SHIM_PID}", b"%d %d\n" % (me, procfs.start_time(me)), 0o600
+            )
+            record = {key: value for key, value in message.items() if key not in ("attach", "seq")}
+            replace_file(f"{directory}/{protocol.LAUNCH_FILE}", fastjson.dump_bytes(record), 0o600)
+        except OSError as error:
+            self._notify({"event": "log_trouble", "message": f"{directory}: {error}", "lost": 0})
+
+    def _finish(self) -> None:
+        """The container is gone and every client served: leave without a trace but the files."""
+        container = self.container
+        container.close_log()
+        for name in (protocol.SHIM_SOCKET, protocol.SHIM_PID, protocol.STATE_FILE):
+            try:
+                posix.unlink(f"{container.directory}/{name}")
+            except OSError:
+                pass
+        self.loop.stop()
+
+    def _reap(self) -> None:
+        """Every child that ended. Process 1 last, so that its execs' exits are told before its own."""
+        first: int | None = None
+        while True:
+            try:
+                pid, status = posix.waitpid(-1, posix.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if self._container is not None and pid == self._container.pid:
+                first = status
+                continue
+            session = self._by_pid.pop(pid, None)
+            if session is not None:
+                session.ended(status)
+            elif self._container is not None:
+                self._container.child_ended(pid, status)
+        if first is not None and self._container is not None:
+            self._container.child_ended(self._container.pid, first)
+
+    # --- orders ------------------------------------------------------------------------------------------------
+
+    def _hello(self, _message: Message, _fds: list[int]) -> Message:
+        state = self.container.state()
+        state["execs"] = {exec_id: session.pid for exec_id, session in self._execs.items()}
+        state["exit"] = self.container.exit
+        return {"v": protocol.VERSION, "state": state}
+
+    def _attach(self, message: Message, fds: list[int]) -> Message:
+        self.container.attach(message.get("attach") or {}, fds)
+        return {}
+
+    def _exec(self, message: Message, fds: list[int]) -> Message:
+        container = self.container
+        if container.status == "paused":
+            raise errors.Conflict(
+                f"Container {container.id} is paused, unpause the container before exec"
+            )
+        if not container.running:
+            raise errors.Conflict(f"Container {container.id} is not running")
+        session = Exec(container, message, self._exec_ended)
+        if session.id in self._execs:
+            raise errors.Conflict(f"exec {session.id} is already running")
+        started = session.start(message, fds)
+        self._execs[session.id] = session
+        self._by_pid[session.pid] = session
+        return started
+
+    def _exec_ended(self, session: Exec) -> None:
+        self._execs.pop(session.id, None)
+        self._by_pid.pop(session.pid, None)
+
+    def _session(self, message: Message) -> Exec | None:
+        exec_id = message.get("exec_id")
+        if not exec_id:
+            return None
+        session = self._execs.get(str(exec_id))
+        if session is None:
+            raise errors.NotFound(f"No such exec instance: {exec_id}")
+        return session
+
+    def _kill(self, message: Message, _fds: list[int]) -> Message:
+        signal = int(message.get("signal", 9))
+        session = self._session(message)
+        if session is not None:
+            session.kill(signal)
+        else:
+            self.container.kill(signal, everything=bool(message.get("all")))
+        return {}
+
+    def _resize(self, message: Message, _fds: list[int]) -> Message:
+        height, width = int(message.get("height", 0)), int(message.get("width", 0))
+        session = self._session(message)
+        if session is not None:
+            session.resize(height, width)
+        else:
+            self.container.resize(height, width)
+        return {}
+
+    def _pause(self, _message: Message, _fds: list[int]) -> Message:
+        self.container.pause()
+        return {}
+
+    def _unpause(self, _message: Message, _fds: list[int]) -> Message:
+        self.container.resume()
+        return {}
+
+    def _update(self, message: Message, _fds: list[int]) -> Message:
+        return {"warnings": self.container.cgroup().apply(message.get("resources") or {})}
+
+    def _stats(self, _message: Message, _fds: list[int]) -> Message:
+        return {"stats": self.container.cgroup().stats().as_dict()}
+
+    def _processes(self, _message: Message, _fds: list[int]) -> Message:
+        return {"pids": self.container.cgroup().pids()}
+
+    def _close_stdin(self, _message: Message, _fds: list[int]) -> Message:
+        self.container.streams.close_stdin()
+        return {}
+
+    def _log_rotate(self, _message: Message, _fds: list[int]) -> Message:
+        self.container.rotate_log()
+        return {}
