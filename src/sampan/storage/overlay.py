@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sampan.errors import Conflict
 from sampan.linux.mounts import overlay
 from sampan.storage import initlayer, layers
+from sampan.storage.access import escape, open_root
 from sampan.storage.extract import Whiteouts
 from sampan.storage.stack import ActiveRecord, LayerRecord, LayerStore
 from sampan.storage.tree import open_directory, size_of
@@ -112,30 +113,32 @@ class OverlaySnapshotter(LayerStore):
     # -- looking -------------------------------------------------------------------------------------------------
 
     def mounts(self, key: str) -> list[Mount]:
-        record = self._snapshot(key)
-        lower, upper, work = self._directories(key, record)
+        return self._mounts(*self._directories(key, self._snapshot(key)))
+
+    def _mounts(self, lower: list[str], upper: str | None, work: str | None) -> list[Mount]:
         options = list(self._options())
         if upper is None:
             options.append("ro")
-        options.append("lowerdir=" + ":".join(_escape(path) for path in lower))
+        options.append("lowerdir=" + ":".join(escape(path) for path in lower))
         if upper is not None and work is not None:
-            options += ["upperdir=" + _escape(upper), "workdir=" + _escape(work)]
+            options += ["upperdir=" + escape(upper), "workdir=" + escape(work)]
         return [{"destination": "/", "type": "overlay", "source": "overlay", "options": options}]
 
+    def view_mounts(self, chain_id: str) -> list[Mount]:
+        """The mounts of a layer with all below it, read-only; nothing is recorded."""
+        self._layer(chain_id)
+        return self._mounts(*self._directories("", ActiveRecord(parent=chain_id, kind="view")))
+
     def open_root(self, key: str, *, writable: bool = False) -> int:
-        """The merged tree of a snapshot that nobody has mounted, as a descriptor; closing it dissolves the mount."""
-        record = self._snapshot(key)
-        lower, upper, work = self._directories(key, record)
-        if not writable and upper is not None:
-            # overlayfs wants an upper directory to itself; to look on, it may as well be the topmost lower one
-            lower, upper, work = [upper, *lower], None, None
-        if upper is None and len(lower) == 1:
-            lower.append(os.path.join(self.root, "empty"))
-        mount = overlay(lower, upper, work, self._options())
-        try:  # what fsmount(2) gives is an O_PATH descriptor; the mount lives on in one opened through it
-            return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+        return open_root(self.mounts(key), writable=writable)
+
+    def is_pristine(self, key: str) -> bool:
+        """Whether nothing was ever written to the snapshot."""
+        fd = self._open_writable(key)
+        try:
+            return not os.listdir(fd)
         finally:
-            os.close(mount)
+            os.close(fd)
 
     def diff(self, name: str) -> Iterator[bytes]:
         fd = self._open_own(name)
@@ -272,7 +275,3 @@ def probe(root: str | os.PathLike[str]) -> str:
 
         shutil.rmtree(base, ignore_errors=True)
     return ""
-
-
-def _escape(path: str) -> str:
-    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")

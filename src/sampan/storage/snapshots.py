@@ -139,6 +139,12 @@ class Snapshotter(Protocol):
     def mounts(self, key: str) -> list[Mount]:
         """The mounts that make the snapshot appear at `/` of the caller's choice (destination is "/")."""
 
+    def view_mounts(self, chain_id: str) -> list[Mount]:
+        """A layer with all below it, read-only, without a key: `--mount type=image`."""
+
+    def is_pristine(self, key: str) -> bool:
+        """Whether nothing was ever written to an active snapshot."""
+
     def open_root(self, key: str, *, writable: bool = False) -> int:
         """The snapshot's whole tree as a directory descriptor, while nobody else has it mounted; close it soon."""
 

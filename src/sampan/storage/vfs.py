@@ -84,10 +84,28 @@ class VfsSnapshotter(LayerStore):
         options = ["rbind", "ro"] if record.kind == "view" else ["rbind", "rw"]
         return [{"destination": "/", "type": "bind", "source": self._tree(key), "options": options}]
 
+    def view_mounts(self, chain_id: str) -> list[Mount]:
+        """A plain copy for every stack that is looked at, kept under a name of its own until its layer goes."""
+        key = f"view-{self._layer(chain_id).link}"
+        with self._lock:
+            if not self.exists(key):
+                self.view(key, chain_id)
+        return self.mounts(key)
+
     def open_root(self, key: str, *, writable: bool = False) -> int:
-        """The tree of a snapshot, as a descriptor."""
         self._snapshot(key)
         return open_directory(self._tree(key))
+
+    def is_pristine(self, key: str) -> bool:
+        """Whether nothing was ever written to the snapshot."""
+        return not self.changes(key)
+
+    def remove(self, name: str) -> None:
+        record = self._layers.get(name)
+        view = f"view-{record.link}" if record is not None else ""
+        if view in self._active:
+            super().remove(view)
+        super().remove(name)
 
     def commit(self, key: str, chain_id: str) -> None:
         """Copies what changed: here the tree of a container is not the tree of a layer."""

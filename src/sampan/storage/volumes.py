@@ -4,6 +4,7 @@
         volume.json                 VolumeRecord
         _data/                      what containers see: a directory, or what its options mount there
         subpaths/<holder>-<n>/      bind mounts of `volume-subpath`s, one for each use
+    <root>/.shm/<container id>/     tmpfs of a shareable /dev/shm
 
     create ──► hold(name, holder) ──► mount(name, holder) ──► path ... unmount ──► release ──► remove
 
@@ -27,11 +28,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sampan.errors import Conflict, Internal, InvalidArgument, NotFound
-from sampan.linux.constants import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS
+from sampan.linux import constants as c
+from sampan.linux.paths import open_in_root
 from sampan.linux.syscalls import mount as mount_call
 from sampan.linux.syscalls import openat2, umount2
 from sampan.storage import layers
-from sampan.storage.copying import CopyRules, copy_attributes, copy_tree
+from sampan.storage.copying import copy_tree
 from sampan.storage.decompress import open_stream
 from sampan.storage.extract import Rules, Whiteouts
 from sampan.storage.mountwords import device_and_flags, split_options
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}", re.ASCII)
 _OPTIONS = {"type": ("device",), "device": ("type",), "o": ("device", "type"), "size": ()}
-_MS_BIND = 4096
-_MNT_DETACH = 2
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,8 +57,9 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     driver: str = "local"
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
-    created_at: str  # RFC 3339, seconds, as Docker shows it
+    created_ns: int
     anonymous: bool = False
+    mountpoint: str = ""  # where it is now; not what was recorded, so that a root may be moved
 
 
 class Volumes:
@@ -103,8 +104,9 @@ class Volumes:
                 name=name,
                 options=dict(options or {}),
                 labels=dict(labels or {}),
-                created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                created_ns=time.time_ns(),
                 anonymous=anonymous,
+                mountpoint=os.path.join(self.root, name, "_data"),
             )
             self._make(record)
             self._records[name] = record
@@ -149,11 +151,13 @@ class Volumes:
             self.get(name)
             self._holders.setdefault(name, set()).add(holder)
 
-    def release(self, name: str, holder: str) -> None:
-        """Let go, unmounting first if need be (safe to call twice, and for a volume that is gone)."""
+    def release(self, holder: str) -> None:
+        """Let go of every volume of one holder, unmounting first if need be (safe to call twice)."""
         with self._lock:
-            self.unmount(name, holder)
-            self._holders.get(name, set()).discard(holder)
+            for name in [name for name, users in self._mounted.items() if holder in users]:
+                self.unmount(name, holder)
+            for users in self._holders.values():
+                users.discard(holder)
 
     def holders(self, name: str) -> frozenset[str]:
         """Who holds it."""
@@ -191,15 +195,12 @@ class Volumes:
         kind, device, flags, data = device_and_flags(record.options)
         target = self.path(record.name)
         try:
-            mount_call(
-                device,
-                target,
-                None if flags & _MS_BIND else kind,
-                flags & ~1 if flags & _MS_BIND else flags,
-                data,
-            )
-            if flags & _MS_BIND and flags & 1:  # a read-only bind takes a second call
-                mount_call(None, target, None, 32 | flags)
+            if flags & c.MS_BIND:
+                mount_call(device, target, None, flags & (c.MS_BIND | c.MS_REC))
+                if flags & ~(c.MS_BIND | c.MS_REC):  # a bind takes its flags in a second call
+                    mount_call(None, target, None, c.MS_REMOUNT | flags & ~c.MS_REC)
+            else:
+                mount_call(device, target, kind, flags, data)
         except OSError as error:
             raise Internal(
                 f"failed to mount local volume: mount {device}:{target}, flags: {flags:#x}"
@@ -221,7 +222,7 @@ class Volumes:
                     f"cannot mount volume {name}: subpath {subpath!r} is not a directory"
                 )
             try:
-                mount_call(proc_path(fd), target, None, _MS_BIND)
+                mount_call(proc_path(fd), target, None, c.MS_BIND)
             except BaseException:
                 os.rmdir(target)
                 raise
@@ -239,7 +240,7 @@ class Volumes:
                 subpath.strip("/") or ".",
                 os.O_PATH | os.O_CLOEXEC,
                 0,
-                RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
+                c.RESOLVE_BENEATH | c.RESOLVE_NO_MAGICLINKS,
             )
         except FileNotFoundError:
             raise NotFound(
@@ -262,29 +263,30 @@ class Volumes:
         finally:
             os.close(fd)
 
-    def copy_up(self, name: str, source: int) -> bool:
-        """Fill an empty volume with what the image has at the mount point; True where it did.
+    def copy_up(self, name: str, root: int, path: str = "/") -> bool:
+        """Fill an empty volume with what an image has at the mount point; True where it did.
 
-        Owner and mode of the mount point itself are taken over too. A volume with content is never touched
-        (CVE-2020-1726).
+        `root` is the image's tree, `path` is resolved in it as a process there would. Owner and mode of the
+        mount point are taken over too. A volume with content is never touched (CVE-2020-1726).
         """
         with self._lock:
             if not self.is_empty(name):
                 return False
+            try:
+                source = open_in_root(root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
             target = open_directory(self.path(name))
             try:
-                copy_tree(source, target, rules=CopyRules(replace=False))
+                copy_tree(source, target)
             finally:
                 os.close(target)
+                os.close(source)
             return True
 
-    def take_owner(self, name: str, source: int) -> None:
-        """Only owner and mode of the image's directory, for an empty one."""
-        target = open_directory(self.path(name))
-        try:
-            copy_attributes(source, target)
-        finally:
-            os.close(target)
+    def size(self, name: str) -> int:
+        """Bytes of its files; walks the volume."""
+        return self.usage(name).apparent
 
     def usage(self, name: str) -> Size:
         """Space taken; walks the volume."""
@@ -314,6 +316,36 @@ class Volumes:
             return layers.apply(open_stream(stream), fd, rules=rules, limits=limits)
         finally:
             os.close(fd)
+
+    # -- shared memory -------------------------------------------------------------------------------------------
+
+    def shared_memory(self, container_id: str, size: int) -> str:
+        """A tmpfs on the host for a container whose /dev/shm others may join (safe to call twice)."""
+        path = self._shared_memory_path(container_id)
+        with self._lock:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            if not _is_mount(path):
+                mount_call(
+                    "shm",
+                    path,
+                    "tmpfs",
+                    c.MS_NOSUID | c.MS_NODEV | c.MS_NOEXEC,
+                    f"mode=1777,size={size}",
+                )
+        return path
+
+    def drop_shared_memory(self, container_id: str) -> None:
+        """Safe to call twice; who has it mounted keeps it."""
+        path = self._shared_memory_path(container_id)
+        with self._lock:
+            if os.path.isdir(path):
+                _umount(path)
+                os.rmdir(path)
+
+    def _shared_memory_path(self, container_id: str) -> str:
+        if re.fullmatch("[0-9a-f]{64}", container_id, re.ASCII) is None:
+            raise InvalidArgument(f"invalid container id {container_id[:100]!r}")
+        return os.path.join(self.root, ".shm", container_id)
 
     # -- on disk -------------------------------------------------------------------------------------------------
 
@@ -353,14 +385,15 @@ class Volumes:
                 record = self._adopt(entry)
             except msgspec.MsgspecError:
                 record = self._adopt(entry)
-            self._records[entry] = msgspec.structs.replace(record, name=entry)
+            self._records[entry] = msgspec.structs.replace(
+                record, name=entry, mountpoint=os.path.join(self.root, entry, "_data")
+            )
             self._drop_subpaths(entry)
 
     def _adopt(self, name: str) -> VolumeRecord:
         """Data whose record is damaged is listed all the same: it is a user's, and must not vanish."""
-        made = os.stat(os.path.join(self.root, name)).st_mtime
         return VolumeRecord(
-            name=name, created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(made))
+            name=name, created_ns=os.stat(os.path.join(self.root, name)).st_mtime_ns
         )
 
     def _drop_subpaths(self, name: str) -> None:
@@ -426,6 +459,6 @@ def _mount_id(fd: int) -> str:
 def _umount(path: str) -> None:
     try:
         if _is_mount(path):
-            umount2(path, _MNT_DETACH)
+            umount2(path, c.MNT_DETACH)
     except FileNotFoundError:
         pass
