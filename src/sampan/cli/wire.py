@@ -76,7 +76,7 @@ def indent(text: str, unit: str = "    ", prefix: str = "") -> str:
     while position < end:
         char = text[position]
         if char == '"':
-            stop = _string_end(text, position)
+            stop = string_end(text, position)
             if fresh:
                 out.append("\n" + prefix + unit * depth)
                 fresh = False
@@ -109,7 +109,8 @@ def indent(text: str, unit: str = "    ", prefix: str = "") -> str:
     return "".join(out)
 
 
-def _string_end(text: str, start: int) -> int:
+def string_end(text: str, start: int) -> int:
+    """Where the JSON string that begins at `start` is over."""
     position = start + 1
     while True:
         close = text.index('"', position)
