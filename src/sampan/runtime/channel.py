@@ -5,7 +5,12 @@ message too: the socket is close-on-exec, so end of file means that execve succe
 
     PARENT                                            INIT
       |  clone3                                         |
+      |                                    NEED_CGROUP  |  only where the cgroup needs a pid first (systemd)
+      |<------------------------------------------------|
+      |  GO                                             |
       |------------------------------------------------>|  joins cgroup and namespaces
+      |                                       INIT_PID  |  only when a user namespace was joined: init is a second
+      |<------------------------------------------------|  process, and this is its pid
       |                                        MAP_IDS  |  only with a new user namespace
       |<------------------------------------------------|
       |  GO (maps are written)                          |
@@ -28,10 +33,11 @@ At any point: FAILED (errno, step, text), after which init leaves by _exit(1).
 
 from __future__ import annotations
 
+import _socket
 import posix
 
-from ..errors import Internal
-from ..linux.fds import recv_fds, send_fds
+from sampan.errors import Internal
+from sampan.linux.fds import recv_fds, send_fds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +53,7 @@ GO = b"g"
 START = b"s"
 WARNING = b"w"
 INIT_PID = b"p"
+NEED_CGROUP = b"k"
 
 
 class LaunchError(Internal):
@@ -78,6 +85,15 @@ def receive(sock: socket) -> tuple[bytes, str, list[int]]:
     except ConnectionResetError:
         return b"", "", []
     return data[:1], data[1:].decode("utf-8", "replace"), fds
+
+
+def send_descriptor(socket_fd: int, payload: str, fd: int) -> None:
+    """Pass a descriptor to a connected unix socket that we hold by number (console socket, seccomp agent)."""
+    sock = _socket.socket(fileno=posix.dup(socket_fd))
+    try:
+        send_fds(sock, payload.encode(), (fd,))
+    finally:
+        sock.close()
 
 
 def send_failure(sock: socket, *, number: int, step: str, text: str) -> None:

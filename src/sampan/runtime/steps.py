@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from sampan.cgroups.manager import Manager
+
 
 class Step:
     """One thing to do in a new process. `blame` begins the message when it fails (runc's words)."""
@@ -40,8 +42,8 @@ class Stage:
     """What the steps of one child share: descriptors that are open, and what was found out on the way."""
 
     __slots__ = (
-        "channel", "console_socket", "cwd_fd", "executable", "handles", "listener_socket", "now",
-        "null_fd", "proc_fd", "root_fd", "start_listener", "stdio", "trace", "warnings",
+        "born_inside", "channel", "console_socket", "executable", "handles", "listener_socket", "manager", "needs_root", "now",
+        "null_fd", "preserved", "proc_fd", "root_fd", "start_listener", "stdio", "warnings",
     )  # fmt: skip
 
     def __init__(self, channel: socket) -> None:
@@ -54,11 +56,13 @@ class Stage:
         self.start_listener = -1  # `create`: a listening socket on which `start` will call
         self.stdio: tuple[int, ...] = (0, 1, 2)
         self.executable = ""  # what execve will run, inside the root
-        self.cwd_fd = -1
         self.now = ""  # the step under way, for the message when it fails
         self.handles: dict[str, int] = {}  # what the parent opened for us, by name
         self.warnings: list[str] = []
-        self.trace = False
+        self.preserved: tuple[int, ...] = ()  # descriptors the program will have beyond stdio
+        self.needs_root = False  # `finish` still uses root_fd
+        self.born_inside = False  # clone put us into the unified cgroup already
+        self.manager: Manager | None = None  # the container's cgroup
 
     def run(self, steps: tuple[Step, ...]) -> None:
         """Perform steps in order; the one that fails is named by `now`."""

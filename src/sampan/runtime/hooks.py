@@ -1,0 +1,133 @@
+"""OCI hooks: host or container programs that read the container's state on stdin and may say no.
+
+    prestart, createRuntime   by the runtime, after the namespaces exist, before pivot_root
+    createContainer           by init in the container's namespaces, before pivot_root
+    startContainer            by init inside the container, after start, before its program
+    poststart, poststop       by the runtime; a failure is only a warning
+
+Source: runtime-spec config.md "POSIX-platform Hooks", runtime.md "Lifecycle".
+"""
+
+from __future__ import annotations
+
+import posix
+import time
+from _signal import (  # type: ignore[import-not-found]
+    SIG_BLOCK,
+    SIG_SETMASK,
+    SIGCHLD,
+    pthread_sigmask,
+    sigtimedwait,
+)
+
+from sampan.linux.fastjson import dump_bytes
+from sampan.linux.fds import write_all
+from sampan.linux.process import decode_status, spawn
+
+from .channel import LaunchError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sampan.spec.runtime import Hook, State
+
+    from .plan import LaunchPlan
+    from .steps import Stage
+
+OUTPUT_LIMIT = 4096
+
+
+def state_of(plan: LaunchPlan, status: str, pid: int) -> dict[str, Any]:
+    """The state document that hooks read: runtime-spec "State"."""
+    state: dict[str, Any] = {
+        "ociVersion": plan.oci_version,
+        "id": plan.container_id,
+        "status": status,
+        "pid": pid,
+        "bundle": plan.bundle,
+    }
+    if plan.annotations:
+        state["annotations"] = plan.annotations
+    return state
+
+
+def run_all(hooks: list[Hook] | None, kind: str, state: State | dict[str, Any]) -> None:
+    """Run in order; the first that fails ends it (LaunchError)."""
+    for index, hook in enumerate(hooks or ()):
+        try:
+            run(hook, state)
+        except LaunchError as error:
+            error.message = f"error running {kind} hook #{index}: {error.message}"
+            raise
+
+
+def run_in_container(stage: Stage, plan: LaunchPlan, hook: Hook, status: str) -> None:
+    """By init itself, so with the container's pid of it."""
+    run(hook, state_of(plan, status, posix.getpid()))
+
+
+def run(hook: Hook, state: State | dict[str, Any]) -> None:
+    """One hook with the state on its stdin; LaunchError unless it exits 0 in time."""
+    stdin = posix.memfd_create("state", posix.MFD_CLOEXEC)
+    output = posix.memfd_create("output", posix.MFD_CLOEXEC)
+    try:
+        write_all(stdin, dump_bytes(state))
+        posix.lseek(stdin, 0, 0)
+        code = _run(hook, stdin, output)
+        if code:
+            posix.lseek(output, 0, 0)
+            said = posix.read(output, OUTPUT_LIMIT).decode("utf-8", "replace").strip()
+            how = f"signal {code - 128}" if code > 128 else f"exit status {code}"
+            raise LaunchError(f"{hook['path']}: {how}" + (f", output: {said}" if said else ""))
+    finally:
+        posix.close(stdin)
+        posix.close(output)
+
+
+def _run(hook: Hook, stdin: int, output: int) -> int:
+    path = hook["path"]
+    # With SIGCHLD blocked its arrival waits for us: no moment between looking and waiting is lost.
+    before = pthread_sigmask(SIG_BLOCK, [SIGCHLD])
+    try:
+        pid = spawn(
+            path,
+            hook.get("args") or [path],
+            _environ(hook),
+            stdin=stdin,
+            stdout=output,
+            stderr=output,
+        )
+        return _wait(pid, path, hook.get("timeout"))
+    except OSError as error:
+        text = posix.strerror(error.errno or 0)
+        raise LaunchError(
+            f"fork/exec {path}: {text[:1].lower()}{text[1:]}", errno=error.errno or 0
+        ) from None
+    finally:
+        pthread_sigmask(SIG_SETMASK, before)
+
+
+def _environ(hook: Hook) -> dict[str, str]:
+    """The hook's own environment; ours when it names none, as runc has it."""
+    entries = hook.get("env")
+    if entries is None:
+        return {
+            name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+            for name, value in posix.environ.items()
+        }
+    return dict(entry.partition("=")[::2] for entry in entries if "=" in entry)
+
+
+def _wait(pid: int, path: str, timeout: int | None) -> int:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        found, status = posix.waitpid(pid, posix.WNOHANG if deadline is not None else 0)
+        if found:
+            return decode_status(status)
+        left = (deadline or 0) - time.monotonic()
+        if left <= 0:
+            posix.kill(pid, 9)
+            posix.waitpid(pid, 0)
+            raise LaunchError(f"{path}: timed out after {timeout} s")
+        sigtimedwait([SIGCHLD], left)

@@ -1,0 +1,531 @@
+"""LaunchPlan: everything that will happen to make a container, decided from its spec before anything happens.
+
+    make_plan(spec, ...) -> LaunchPlan
+        clone_flags      namespaces made by clone3 itself
+        opens            what the parent opens first: namespaces by path, bind sources under a user namespace
+        before           steps of init up to READY    (state created)
+        hooks_at_start   startContainer hooks
+        finish           steps of init after START    (credentials, seccomp), then execve
+
+Nothing here touches the system but the seccomp compiler's arithmetic: no root is needed to make or test a
+plan. `describe()` is the plan as lines, for `sampan explain` and `run --trace`.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from sampan.errors import InvalidArgument
+from sampan.linux import constants as c
+
+from . import conversation, identity, security
+from .rootfs import plan_rootfs
+from .steps import Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from sampan.cgroups.host import CgroupHost
+    from sampan.spec.runtime import (
+        Capabilities,
+        Hooks,
+        IDMapping,
+        LinuxResources,
+        LinuxSeccomp,
+        Mount,
+        Process,
+        Spec,
+    )
+
+    from .seccomp_cache import Program
+
+MAKE_BY_CLONE = (
+    c.CLONE_NEWNS
+    | c.CLONE_NEWUTS
+    | c.CLONE_NEWIPC
+    | c.CLONE_NEWUSER
+    | c.CLONE_NEWPID
+    | c.CLONE_NEWNET
+)
+ALL_CAPABILITIES = (1 << len(c.CAPS)) - 1
+RLIM_INFINITY = (1 << 64) - 1
+
+
+class CapabilitySets:
+    """The five sets as bit masks over constants.CAPS."""
+
+    __slots__ = ("ambient", "bounding", "effective", "inheritable", "permitted")
+
+    def __init__(
+        self,
+        *,
+        bounding: int = 0,
+        effective: int = 0,
+        inheritable: int = 0,
+        permitted: int = 0,
+        ambient: int = 0,
+    ) -> None:
+        self.bounding = bounding
+        self.effective = effective
+        self.inheritable = inheritable
+        self.permitted = permitted
+        self.ambient = ambient
+
+
+class LaunchPlan:
+    """See the module's docstring. Mutable only while `make_plan` fills it."""
+
+    __slots__ = (
+        "annotations", "args", "before", "bundle", "cgroup_driver", "cgroup_path", "clone_flags",
+        "container_id", "environ", "filter", "finish", "first", "gid_map", "hooks", "hooks_at_start",
+        "idmaps", "keeps_session", "maps_ids", "net_devices", "netns_fd", "oci_version", "opens", "preserve_fds", "resources",
+        "rlimits", "rootfs", "rootless", "terminal", "two_stage", "uid", "uid_map", "warnings",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.container_id = ""
+        self.bundle = ""
+        self.rootfs = ""
+        self.oci_version = ""
+        self.annotations: dict[str, str] = {}
+        self.clone_flags = 0
+        self.two_stage = False  # a user namespace is joined by path before others are made in it
+        self.netns_fd = -1
+        self.uid_map = b""
+        self.gid_map = b""
+        self.maps_ids = False
+        self.opens: list[tuple[str, str, str]] = []  # (name, kind, path)
+        self.cgroup_path = ""
+        self.cgroup_driver = "cgroupfs"
+        self.resources: LinuxResources = {}
+        self.rootless = False
+        self.idmaps: list[
+            tuple[str, bytes, bytes, bool]
+        ] = []  # (handle, uid map, gid map, recursive)
+        self.net_devices: dict[str, Any] = {}
+        self.first: tuple[Step, ...] = ()  # steps before new namespaces are final (see two_stage)
+        self.before: tuple[Step, ...] = ()
+        self.hooks_at_start: tuple[Step, ...] = ()
+        self.finish: tuple[Step, ...] = ()
+        self.hooks: Hooks = {}
+        self.args: tuple[str, ...] = ()
+        self.environ: tuple[str, ...] = ()
+        self.uid = 0
+        self.rlimits: tuple[tuple[int, int, int], ...] = ()
+        self.filter: Program | None = None
+        self.terminal = False
+        self.keeps_session = False
+        self.preserve_fds = 0
+        self.warnings: list[str] = []
+
+    def describe(self) -> list[str]:
+        """The plan as lines in the order of events."""
+        lines = []
+        if self.cgroup_path:
+            lines.append(f"make cgroup {self.cgroup_path} ({self.cgroup_driver})")
+        made = [kind for kind, flag in c.NAMESPACE_FLAGS.items() if self.clone_flags & flag]
+        lines.append("clone a process into new namespaces: " + (", ".join(made) or "none"))
+        lines += [step.describe() for step in (*self.first, *self.before)]
+        lines.append("ready: wait for start")
+        lines += [step.describe() for step in self.hooks_at_start]
+        lines += [step.describe() for step in self.finish]
+        lines.append("execute " + " ".join(self.args))
+        return lines
+
+
+def make_plan(
+    spec: Spec,
+    *,
+    container_id: str,
+    bundle: str,
+    rootfs: str | None = None,
+    rootfs_mounts: Iterable[Mount] = (),
+    image_root: bool = False,
+    cgroup_path: str = "",
+    cgroup_driver: str = "cgroupfs",
+    cgroup_host: CgroupHost | None = None,
+    netns_fd: int = -1,
+    rootless: bool = False,
+    no_pivot: bool = False,
+    new_keyring: bool = True,
+    preserve_fds: int = 0,
+    extra: Mapping[str, Any] | None = None,
+) -> LaunchPlan:
+    """Turn a validated spec into a plan; InvalidArgument where it contradicts itself.
+
+    rootfs_mounts   mounts that init performs on `rootfs` first, in its own mount namespace (trusted paths)
+    image_root      the root is ours to change: symlinks at /proc, /sys, /dev give way to directories
+    netns_fd        an open network namespace to join, whatever the spec says
+    extra           {"seccomp": "default"}: compile the default profile; {"init": True}: a reaper as process 1
+    """
+    plan = LaunchPlan()
+    process = spec.get("process")
+    if process is None:
+        raise InvalidArgument("process: required to start a container")
+    extra = extra or {}
+    plan.container_id = container_id
+    plan.bundle = bundle
+    plan.oci_version = spec["ociVersion"]
+    plan.annotations = spec.get("annotations") or {}
+    plan.hooks = spec.get("hooks") or {}
+    plan.rootless = rootless
+    plan.netns_fd = netns_fd
+    plan.preserve_fds = preserve_fds
+    plan.cgroup_path = cgroup_path
+    plan.cgroup_driver = cgroup_driver
+    plan.resources = _resources(spec)
+
+    namespaces = Namespaces(spec, netns_fd)
+    plan.clone_flags = namespaces.made & MAKE_BY_CLONE
+    _plan_id_maps(plan, spec, namespaces)
+    plan.net_devices = dict(spec.get("linux", {}).get("netDevices") or {})
+    plan.two_stage = any(kind == "user" for kind, _ in namespaces.joined) and bool(plan.clone_flags)
+    plan.first = tuple(_joining_steps(plan, namespaces, process))
+    plan.before = (
+        *_identity_steps(plan, spec, namespaces),
+        *plan_rootfs(
+            plan,
+            spec,
+            namespaces,
+            rootfs=rootfs,
+            rootfs_mounts=tuple(rootfs_mounts),
+            image_root=image_root,
+            cgroup_host=cgroup_host,
+            no_pivot=no_pivot,
+        ),
+        *_process_steps(plan, process, container_id, new_keyring),
+    )
+    _plan_process(plan, spec, process, extra, in_new_userns="user" in namespaces.kinds)
+    return plan
+
+
+# ------------------------------------------------------------------------------------- namespaces
+
+
+class Namespaces:
+    """The spec's namespaces: which are made, which joined."""
+
+    __slots__ = ("joined", "kinds", "made")
+
+    def __init__(self, spec: Spec, netns_fd: int) -> None:
+        self.made = 0
+        self.joined: list[tuple[str, str]] = []
+        self.kinds: set[str] = set()
+        for entry in spec.get("linux", {}).get("namespaces") or ():
+            kind, path = entry["type"], entry.get("path", "")
+            if kind in self.kinds:
+                raise InvalidArgument(f"linux.namespaces: {kind} is listed twice")
+            self.kinds.add(kind)
+            if kind == "network" and netns_fd >= 0:
+                continue
+            if path:
+                self.joined.append((kind, path))
+            else:
+                self.made |= c.NAMESPACE_FLAGS[kind]
+        if netns_fd >= 0:
+            self.kinds.add("network")
+            self.joined.append(("network", ""))
+
+    def makes(self, kind: str) -> bool:
+        return bool(self.made & c.NAMESPACE_FLAGS[kind])
+
+
+def _plan_id_maps(plan: LaunchPlan, spec: Spec, namespaces: Namespaces) -> None:
+    linux = spec.get("linux", {})
+    uids, gids = linux.get("uidMappings") or [], linux.get("gidMappings") or []
+    if (uids or gids) and "user" not in namespaces.kinds:
+        raise InvalidArgument("linux.uidMappings: need a user namespace in linux.namespaces")
+    plan.maps_ids = namespaces.makes("user")
+    if plan.maps_ids:
+        if not uids or not gids:
+            raise InvalidArgument(
+                "linux.uidMappings: a new user namespace needs uidMappings and gidMappings"
+            )
+        plan.uid_map = id_map_text(uids)
+        plan.gid_map = id_map_text(gids)
+
+
+def id_map_text(mappings: Iterable[IDMapping]) -> bytes:
+    """The lines of uid_map and gid_map."""
+    return "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n" for m in mappings).encode()
+
+
+def _joining_steps(plan: LaunchPlan, namespaces: Namespaces, process: Process) -> list[Step]:
+    """While the host's file system is still ours to see: cgroup, and namespaces that exist."""
+    steps = []
+    if "oomScoreAdj" in process:
+        value = process["oomScoreAdj"]
+        steps.append(Step(f"set oom_score_adj to {value}", security.set_oom_score, value))
+    steps += affinity_steps(process)
+    if plan.cgroup_path:
+        steps.append(Step("wait for the cgroup", conversation.wait_for_cgroup))
+        steps.append(
+            Step(
+                "join the cgroup",
+                identity.join_cgroup,
+                blame="unable to apply cgroup configuration",
+            )
+        )
+    for kind, path in namespaces.joined:
+        if path:
+            plan.opens.append((f"namespace:{kind}", "namespace", path))
+    joined = [kind for kind, _ in namespaces.joined if kind != "pid" or plan.two_stage]
+    if joined:
+        handles = tuple((kind, f"namespace:{kind}") for kind in joined)
+        text = "join namespaces: " + ", ".join(joined)
+        steps.append(
+            Step(text, identity.join_namespaces, handles, blame="failed to join namespaces")
+        )
+    return steps
+
+
+def _identity_steps(plan: LaunchPlan, spec: Spec, namespaces: Namespaces) -> list[Step]:
+    """What the new namespaces hold: ids, names, clocks, the loopback device."""
+    steps = []
+    if plan.maps_ids:
+        steps.append(Step("wait for the id maps", identity.wait_for_id_maps))
+        steps.append(Step("forbid others to look into this process", identity.allow_nobody))
+    if "user" in namespaces.kinds:
+        steps.append(Step("become root of the user namespace", identity.become_root))
+    if namespaces.makes("cgroup"):
+        steps.append(
+            Step("make the cgroup namespace", identity.unshare_namespaces, c.CLONE_NEWCGROUP)
+        )
+    if namespaces.makes("time"):
+        steps.append(
+            Step("make the time namespace", identity.make_time_namespace, _time_offsets(spec))
+        )
+    if namespaces.makes("network"):
+        steps.append(Step("bring the loopback device up", identity.bring_up_loopback))
+    if spec.get("hostname"):
+        name = spec["hostname"]
+        steps.append(Step(f"set the host name to {name}", identity.set_hostname, name))
+    if spec.get("domainname"):
+        name = spec["domainname"]
+        steps.append(Step(f"set the domain name to {name}", identity.set_domainname, name))
+    return steps
+
+
+def _time_offsets(spec: Spec) -> bytes:
+    lines = []
+    for clock, offset in (spec.get("linux", {}).get("timeOffsets") or {}).items():
+        lines.append(f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}\n")
+    return "".join(lines).encode()
+
+
+def _resources(spec: Spec) -> LinuxResources:
+    """The spec's limits, with the device rules that every container has after its own."""
+    from .devices import DEFAULT_RULES
+
+    resources = dict(spec.get("linux", {}).get("resources") or {})
+    rules: Any = resources.get("devices")
+    if rules:
+        resources["devices"] = [*rules, *DEFAULT_RULES]
+    return resources  # type: ignore[return-value]
+
+
+# ---------------------------------------------------------------------------------------- process
+
+
+def affinity_steps(process: Process) -> list[Step]:
+    initial = (process.get("execCPUAffinity") or {}).get("initial")
+    if not initial:
+        return []
+    return [Step(f"run on CPUs {initial}", security.set_cpu_affinity, parse_cpu_list(initial))]
+
+
+def parse_cpu_list(text: str) -> frozenset[int]:
+    """`0-3,7` as numbers; bounded, so that 0-2147483647 costs nothing."""
+    cpus: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        if not part:
+            continue
+        first, dash, last = part.partition("-")
+        if not (
+            first.isascii()
+            and first.isdigit()
+            and (not dash or (last.isascii() and last.isdigit()))
+        ):
+            raise InvalidArgument(f"invalid CPU list {text!r}")
+        low, high = int(first[:10]), int((last or first)[:10])
+        if low > high or high > 65535:
+            raise InvalidArgument(f"invalid CPU list {text!r}")
+        cpus.update(range(low, high + 1))
+    return frozenset(cpus)
+
+
+def _process_steps(
+    plan: LaunchPlan, process: Process, container_id: str, new_keyring: bool
+) -> list[Step]:
+    steps = []
+    if new_keyring:
+        label = process.get("selinuxLabel", "")
+        steps.append(
+            Step("join a session keyring", security.new_keyring, f"_ses.{container_id}", label)
+        )
+    steps += scheduling_steps(process)
+    return steps
+
+
+def scheduling_steps(process: Process) -> list[Step]:
+    """scheduler and ioPriority."""
+    steps = []
+    scheduler = process.get("scheduler")
+    if scheduler:
+        flags = 0
+        for name in scheduler.get("flags") or ():
+            flags |= lookup(c.SCHED_FLAGS, name, "process.scheduler.flags")
+        times = (
+            scheduler.get("runtime", 0),
+            scheduler.get("deadline", 0),
+            scheduler.get("period", 0),
+        )
+        policy = lookup(c.SCHED_POLICIES, scheduler["policy"], "process.scheduler.policy")
+        steps.append(
+            Step(
+                f"schedule by {scheduler['policy']}", security.set_scheduler, policy, flags,
+                scheduler.get("nice", 0), scheduler.get("priority", 0), times,
+                blame="error setting scheduler policy",
+            )
+        )  # fmt: skip
+    priority = process.get("ioPriority")
+    if priority:
+        io_class = lookup(c.IOPRIO_CLASSES, priority["class"], "process.ioPriority.class")
+        level = priority.get("priority", 0)
+        steps.append(Step(f"set I/O priority {level}", security.set_io_priority, io_class, level))
+    return steps
+
+
+def lookup(table: Mapping[str, int], name: str, field: str) -> int:
+    """A word of a closed set, or an error that names the field."""
+    if name not in table:
+        raise InvalidArgument(f"{field}: unknown value {name!r}")
+    return table[name]
+
+
+def _plan_process(
+    plan: LaunchPlan, spec: Spec, process: Process, extra: Mapping[str, Any], *, in_new_userns: bool
+) -> None:
+    user = process.get("user") or {}
+    linux = spec.get("linux", {})
+    plan.args = tuple(process.get("args") or ())
+    if not plan.args:
+        raise InvalidArgument("process.args: must not be empty")
+    plan.environ = tuple(process.get("env") or ())
+    plan.uid = user.get("uid", 0)
+    plan.terminal = process.get("terminal", False)
+    plan.rlimits = rlimits(process)
+    sets = capability_sets(process.get("capabilities"))
+    plan.filter = compile_filter(linux.get("seccomp"), sets.bounding, extra)
+    if plan.filter is not None and plan.filter.uses_notify:
+        plan.opens.append(("seccomp-agent", "connect", plan.filter.listener_path))
+    plan.hooks_at_start = tuple(conversation.at_start(plan))
+    plan.finish = tuple(
+        finish_steps(process, sets, plan.filter, rootless=plan.rootless and in_new_userns)
+    )
+
+
+def rlimits(process: Process) -> tuple[tuple[int, int, int], ...]:
+    found = []
+    for entry in process.get("rlimits") or ():
+        if entry["type"] not in c.RLIMITS:
+            raise InvalidArgument(f"process.rlimits: unknown limit {entry['type']!r}")
+        number = c.RLIMITS.index(entry["type"])
+        found.append((number, entry["soft"] & RLIM_INFINITY, entry["hard"] & RLIM_INFINITY))
+    return tuple(found)
+
+
+def capability_sets(capabilities: Capabilities | None) -> CapabilitySets:
+    """Names to masks. Without the field a process has none at all."""
+    names: Any = capabilities or {}
+    masks = {}
+    for which in ("bounding", "effective", "inheritable", "permitted", "ambient"):
+        mask = 0
+        for name in names.get(which) or ():
+            if name not in c.CAPS:
+                raise InvalidArgument(f"process.capabilities.{which}: unknown capability {name!r}")
+            mask |= 1 << c.CAPS.index(name)
+        masks[which] = mask
+    return CapabilitySets(**masks)
+
+
+def compile_filter(
+    seccomp: LinuxSeccomp | None, bounding: int = 0, extra: Mapping[str, Any] | None = None
+) -> Program | None:
+    """The spec's seccomp section as a program, or the default profile's when `extra` asks; None without either."""
+    wanted = (extra or {}).get("seccomp")
+    if not seccomp and wanted != "default":
+        return None
+    from .seccomp_cache import default_program, program_for
+
+    host = posix.uname()
+    if not seccomp:
+        return default_program(bounding, machine=host.machine, kernel=host.release)
+    try:
+        return program_for(seccomp, host.machine, (extra or {}).get("seccomp_cache", ""))
+    except ValueError as error:
+        raise InvalidArgument(f"linux.seccomp: {error}") from None
+
+
+def finish_steps(
+    process: Process, sets: CapabilitySets, program: Program | None, *, rootless: bool = False
+) -> list[Step]:
+    """From the last Python decision to execve: see security.py for the order and its reasons."""
+    user = process.get("user") or {}
+    uid, gid = user.get("uid", 0), user.get("gid", 0)
+    groups = tuple(user.get("additionalGids") or ())
+    steps = [
+        Step(
+            f"set the umask to {user.get('umask', 0o22):04o}",
+            security.set_umask,
+            user.get("umask", 0o22),
+        )
+    ]
+    final = (process.get("execCPUAffinity") or {}).get("final")
+    if final:
+        steps.append(Step(f"run on CPUs {final}", security.set_cpu_affinity, parse_cpu_list(final)))
+    if process.get("apparmorProfile"):
+        profile = process["apparmorProfile"]
+        steps.append(
+            Step(
+                f"AppArmor profile {profile}",
+                security.set_apparmor,
+                profile,
+                blame="unable to apply apparmor profile",
+            )
+        )
+    if process.get("selinuxLabel"):
+        label = process["selinuxLabel"]
+        steps.append(Step(f"SELinux label {label}", security.set_exec_label, "exec", label))
+    last = len(c.CAPS) - 1
+    no_new_privileges = process.get("noNewPrivileges", False)
+    filter_step = (
+        []
+        if program is None
+        else [Step("install the seccomp filter", security.install_filter, program)]
+    )
+    steps.append(Step("bound the capabilities", security.bound_capabilities, sets.bounding, last))
+    steps.append(
+        Step(
+            f"become user {uid}:{gid}",
+            security.become_user,
+            uid,
+            gid,
+            groups,
+            not (rootless and not groups),
+        )
+    )
+    steps.append(Step("check the working directory", security.check_directory))
+    steps.append(Step("restore signals", security.restore_signals))
+    if no_new_privileges:
+        steps.append(Step("forbid new privileges", security.set_no_new_privileges))
+    else:
+        steps += filter_step
+    steps.append(
+        Step("set the capabilities", security.set_capabilities, sets, blame="unable to apply caps")
+    )
+    if no_new_privileges:
+        steps += filter_step
+    return steps
