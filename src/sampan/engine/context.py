@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sampan.images.endpoints import RegistryConfig
     from sampan.network.manager import NetworkManager
     from sampan.shim.client import LauncherClient
+    from sampan.shim.logwatch import LogWatch
     from sampan.storage.blobs import BlobStore
     from sampan.storage.snapshots import Snapshotter
     from sampan.storage.volumes import Volumes
@@ -86,11 +87,13 @@ class Engine:
     volumes: Volumes
     networks: NetworkManager
     launcher: LauncherClient
+    log_watch: LogWatch
     pool: ThreadPoolExecutor
     containers: Containers
     events: EventBus = field(default_factory=EventBus)
     execs: dict[str, ExecRecord] = field(default_factory=dict)
     background: Background = field(default_factory=Background)
+    captures: dict[str, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)  # health probes
     pruning: set[str] = field(default_factory=set)  # kinds of prune under way
     user_cache: dict[tuple[str, str, tuple[str, ...]], Any] = field(default_factory=dict)
     started_ns: int = field(default_factory=time.time_ns)

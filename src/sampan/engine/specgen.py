@@ -127,14 +127,10 @@ def _root(spec: Spec, record: ContainerRecord, sources: Sources, _facts: SharedF
 
 
 def _names(spec: Spec, record: ContainerRecord, _sources: Sources, _facts: SharedFacts) -> None:
-    if record.host_config.uts_mode != "host" and not _joins_network(record):
+    if record.host_config.uts_mode != "host":
         spec["hostname"] = record.config.hostname
         if record.config.domainname:
             spec["domainname"] = record.config.domainname
-
-
-def _joins_network(record: ContainerRecord) -> bool:
-    return record.host_config.network_mode.startswith("container:")
 
 
 # -- namespaces ------------------------------------------------------------------------------------
