@@ -273,12 +273,12 @@ class _Scan:
             raise
 
     def _modified(self, name: str, operator: str, *, also_empty: bool) -> str:
+        if not operator:
+            raise ExpandError("syntax error: missing '}'")
         shown = (":" if also_empty else "") + operator
         trims = operator in ("#", "%")
         if (operator not in ("+", "-", "?", "#", "%") and not also_empty) or (also_empty and trims):
             raise ExpandError(f"unsupported modifier ({shown}) in substitution")
-        if not operator:
-            raise ExpandError("syntax error: missing '}'")
         word = self._word_until("}", keep_escapes=trims, missing="syntax error: missing '}'")
         value = self._value(name)
         if value is None and self.rules.keep_unset:
