@@ -129,7 +129,12 @@ def _before(process: Process, container: Process, container_id: str) -> list[Ste
     steps.append(Step("find the root", mounting.use_current_root))
     steps += scheduling_steps(process)
     steps.append(
-        Step("join a session keyring", security.new_keyring, "", process.get("selinuxLabel", ""))
+        Step(
+            "join a session keyring",
+            security.new_keyring,
+            f"_ses.{container_id}" if container_id else None,
+            process.get("selinuxLabel", ""),
+        )
     )
     cwd = process.get("cwd") or "/"
     if process.get("terminal"):

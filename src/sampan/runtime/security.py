@@ -94,6 +94,8 @@ def new_keyring(stage: Stage, name: str | None, label: str) -> None:
         raise
     if label:
         write_file("/proc/thread-self/attr/keycreate", b"")
+    if not key:
+        return  # it is the one we have
     fields = keyctl_describe(key).split(b";")
     if len(fields) >= 4:
         # runc's choice: let the possessor's searches reach it from the user's side too
