@@ -46,6 +46,8 @@ from sampan.linux.syscall_table import (
     numbers,
 )
 
+from .seccomp_cache import Program
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,38 +112,6 @@ IPC = {
     "semop": 1, "semget": 2, "semctl": 3, "semtimedop": 4, "msgsnd": 11, "msgrcv": 12, "msgget": 13,
     "msgctl": 14, "shmat": 21, "shmdt": 22, "shmget": 23, "shmctl": 24,
 }  # fmt: skip
-
-
-class Program:
-    """A compiled filter, ready for seccomp(2), and what its installer must know."""
-
-    __slots__ = (
-        "flags",
-        "instructions",
-        "listener_metadata",
-        "listener_path",
-        "unknown",
-        "uses_notify",
-    )
-
-    def __init__(
-        self,
-        *,
-        instructions: bytes,
-        flags: int,
-        uses_notify: bool,
-        listener_path: str,
-        listener_metadata: str,
-        unknown: tuple[str, ...],
-    ) -> None:
-        self.instructions = instructions
-        self.flags = flags
-        self.uses_notify = (
-            uses_notify  # install with NEW_LISTENER, send the descriptor to listener_path
-        )
-        self.listener_path = listener_path
-        self.listener_metadata = listener_metadata
-        self.unknown = unknown  # names that no architecture of the profile has
 
 
 class Condition:

@@ -1,0 +1,159 @@
+"""Compiled filters, kept: a profile is turned into a program once, not once per container.
+
+    default_program(bounding, ...)     the default profile for a bounding set; remembered in this process (the
+                                       launcher: one compilation for all its containers)
+    program_for(profile, machine, directory)   a profile out of a config.json; remembered in this process, and
+                                       in `directory` for the next one (sampan-oci: a process per container)
+
+A file is named by the hash of profile, machine and compiler version, so it can never be stale; a directory that others
+can write to is not used. Programs with a listener are not kept in files: they carry more than bytes. The compiler is
+imported at a miss only, it and its tables being the larger part of the cost.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sampan.linux.constants import CAPS
+from sampan.linux.fastjson import dumps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+# Changes whenever the compiler or the tables do: old files are then simply not found.
+COMPILER = b"sampan seccomp 1\n"
+MAGIC = b"BPFc"
+HEADER = len(MAGIC) + 4
+MAX_FILE = HEADER + 8 * 4096
+
+_default_programs: dict[tuple[int, str, str, bool], Program] = {}
+_programs: dict[str, Program] = {}
+MAX_REMEMBERED = 64
+
+
+class Program:
+    """A compiled filter, ready for seccomp(2), and what its installer must know."""
+
+    __slots__ = (
+        "flags",
+        "instructions",
+        "listener_metadata",
+        "listener_path",
+        "unknown",
+        "uses_notify",
+    )
+
+    def __init__(
+        self,
+        *,
+        instructions: bytes,
+        flags: int,
+        uses_notify: bool,
+        listener_path: str,
+        listener_metadata: str,
+        unknown: tuple[str, ...],
+    ) -> None:
+        self.instructions = instructions
+        self.flags = flags
+        self.uses_notify = (
+            uses_notify  # install with NEW_LISTENER, send the descriptor to listener_path
+        )
+        self.listener_path = listener_path
+        self.listener_metadata = listener_metadata
+        self.unknown = unknown  # names that no architecture of the profile has
+
+
+def default_program(bounding: int, *, machine: str, kernel: str, compat: bool = True) -> Program:
+    """The default profile's program; `bounding` is a mask of capability numbers."""
+    key = (bounding, machine, kernel, compat)
+    program = _default_programs.get(key)
+    if program is None:
+        from .seccomp import compile_profile
+        from .seccomp_default import default_profile
+
+        names = [name for number, name in enumerate(CAPS) if bounding >> number & 1]
+        program = compile_profile(default_profile(names, machine, kernel, compat=compat), machine)
+        _default_programs[key] = program
+    return program
+
+
+def program_for(profile: Mapping[str, Any], machine: str, directory: str = "") -> Program:
+    """The program of any profile. Raises ValueError where the profile is wrong."""
+    text = dumps(profile)
+    key = machine + text
+    program = _programs.get(key)
+    if program is not None:
+        return program
+    path = file_name(directory, key) if directory else ""
+    program = read_program(path) if path else None
+    if program is None:
+        from .seccomp import compile_profile
+
+        program = compile_profile(profile, machine)
+        if path and not program.uses_notify:
+            write_program(path, program)
+    if len(_programs) < MAX_REMEMBERED:
+        _programs[key] = program
+    return program
+
+
+def file_name(directory: str, key: str) -> str:
+    from _blake2 import blake2b  # hashlib would import OpenSSL: 2 ms
+
+    digest = blake2b(COMPILER + key.encode("utf-8", "replace"), digest_size=32)
+    return f"{directory}/{digest.hexdigest()}.bpf"
+
+
+def read_program(path: str) -> Program | None:
+    """The stored program, or None where there is none that can be trusted."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        if not ours_alone(os.fstat(fd)):
+            return None
+        data = os.read(fd, MAX_FILE + 1)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    body = data[HEADER:]
+    if data[: len(MAGIC)] != MAGIC or not body or len(body) % 8 or len(data) > MAX_FILE:
+        return None
+    return Program(
+        instructions=body,
+        flags=int.from_bytes(data[len(MAGIC) : HEADER], "little"),
+        uses_notify=False,
+        listener_path="",
+        listener_metadata="",
+        unknown=(),
+    )
+
+
+def ours_alone(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def write_program(path: str, program: Program) -> None:
+    """Best effort: a full disk or a read-only directory costs the next process a millisecond."""
+    directory = path.rpartition("/")[0]
+    temporary = f"{path}.{os.getpid()}"
+    data = MAGIC + program.flags.to_bytes(4, "little") + program.instructions
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        if not ours_alone(os.stat(directory)):
+            return
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            complete = os.write(fd, data) == len(data)
+        finally:
+            os.close(fd)
+        if complete:
+            os.rename(temporary, path)
+        else:
+            os.unlink(temporary)
+    except OSError:
+        return
