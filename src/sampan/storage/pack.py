@@ -93,7 +93,7 @@ def pack(
         root = entry_of(os.fstat(fd), prefix or b"./", rules)
         root.xattrs = _portable(xattrs_of(fd))
         yield header(root)
-    yield from packer.directory(fd, prefix + b"/" if prefix else b"", b"")
+    yield from packer.directory(fd, prefix.rstrip(b"/") + b"/" if prefix else b"", b"")
 
 
 def pack_one(
