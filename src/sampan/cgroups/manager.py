@@ -20,6 +20,7 @@ from .host import MODE_NONE, MODE_V2, CgroupHost, detect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, Protocol
 
     from .stats import Stats
@@ -77,17 +78,19 @@ def open_manager(
     driver: str = "cgroupfs",
     host: CgroupHost | None = None,
     rootless: bool = False,
+    annotations: Mapping[str, str] | None = None,
 ) -> Manager:
     """The manager for `cgroups_path` (OCI linux.cgroupsPath, already completed with the id).
 
-    Makes nothing yet: a manager is also the handle to a cgroup that exists.
+    Makes nothing yet: a manager is also the handle to a cgroup that exists. `annotations` are the
+    container's; the systemd driver takes its org.systemd.property.* from them.
     """
     if host is None:
         host = detect()
     if driver == "systemd":
         from .systemd import SystemdManager
 
-        return SystemdManager(host, cgroups_path, rootless=rootless)
+        return SystemdManager(host, cgroups_path, rootless=rootless, annotations=annotations)
     if driver != "cgroupfs":
         raise ValueError(f"unknown cgroup driver: {driver!r} (cgroupfs or systemd)")
     return direct_manager(host, resolve_path(cgroups_path, host), rootless=rootless)

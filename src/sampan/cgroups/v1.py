@@ -91,7 +91,7 @@ class V1Manager:
         made: list[str] = []
         try:
             self._make_directories(made)
-            self._refuse_foreign_processes(made)
+            self._refuse_foreign_processes(made, pid)
             warnings = self.apply(resources, strict=strict, fresh=True)
             if pid:
                 self.attach(pid)
@@ -118,11 +118,11 @@ class V1Manager:
             except OSError:
                 self.unified = ""  # only a convenience beside v1
 
-    def _refuse_foreign_processes(self, made: list[str]) -> None:
+    def _refuse_foreign_processes(self, made: list[str], own: int) -> None:
         """A directory that was there already may be used again, but not shared with living processes."""
         reference = self._reference()
         if reference and reference not in made:
-            count = len(self.pids(recursive=False))
+            count = len([pid for pid in self.pids(recursive=False) if pid != own])
             if count:
                 raise OSError(
                     EBUSY, f"container's cgroup is not empty: {count} process(es) found", reference

@@ -69,7 +69,7 @@ class V2Manager:
         """
         made: list[str] = []
         try:
-            self._make_directory(made)
+            self._make_directory(made, pid)
             warnings = self.apply(resources, strict=strict, fresh=True)
             if pid:
                 self.attach(pid)
@@ -79,7 +79,7 @@ class V2Manager:
             raise
         return warnings
 
-    def _make_directory(self, made: list[str]) -> None:
+    def _make_directory(self, made: list[str], own: int) -> None:
         if not self.directory:
             return
         try:
@@ -92,7 +92,7 @@ class V2Manager:
                 self.directory = ""
             return
         if self.directory not in made:
-            count = len(self.pids(recursive=False))
+            count = len([pid for pid in self.pids(recursive=False) if pid != own])
             if count:
                 text = f"container's cgroup is not empty: {count} process(es) found"
                 raise OSError(EBUSY, text, self.directory)
