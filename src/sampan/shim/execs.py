@@ -71,7 +71,9 @@ class Exec:
                 spec=self._container.spec,
                 pid=self._container.pid,
                 start_time=self._container.start_time,
-                cgroup=self._container.cgroup(),
+                container_id=self._container.id,
+                program=self._container.program,
+                all_capabilities=bool(request.get("privileged")),
             )
             child = join(plan, stdio=pipes.theirs if pipes else ())
         except BaseException:

@@ -38,13 +38,37 @@ else:
     import _signal
 
 
+# Docker's default set (security section 2)
+DOCKER_CAPABILITIES = 0xA80425FB
+
+# What the runtime loads on first use. The launcher loads it before importing is switched off.
+_LAZY = (
+    "_blake2",
+    "math",
+    "sampan.cgroups.devices",
+    "sampan.cgroups.manager",
+    "sampan.cgroups.v1",
+    "sampan.cgroups.v2",
+    "sampan.cgroups.watch",
+    "sampan.linux.paths",
+    "sampan.linux.procfs",
+    "sampan.runtime.devices",
+    "sampan.runtime.seccomp",
+    "sampan.runtime.seccomp_cache",
+    "sampan.runtime.seccomp_default",
+)
+
+
 def warm_up() -> None:
-    """Load what is otherwise loaded on first use; called by the launcher before importing ends."""
-    import sampan.cgroups.devices
-    import sampan.cgroups.systemd
-    import sampan.cgroups.v1
-    import sampan.cgroups.v2
-    import sampan.cgroups.watch  # noqa: F401
+    """Load what is otherwise loaded on first use, and compile the filter that nearly every container has."""
+    for name in _LAZY:
+        __import__(name)
+    from sampan.linux.procfs import last_capability
+    from sampan.runtime.seccomp_cache import default_program
+
+    uname = posix.uname()
+    default_program(DOCKER_CAPABILITIES, machine=uname.machine, kernel=uname.release)
+    last_capability()
 
 
 def run(control: int) -> None:
