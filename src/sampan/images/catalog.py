@@ -419,8 +419,11 @@ class Catalog:
         kept: list[Entry] = []
         orphaned: list[Entry] = []
         for entry in self.table.entries:
-            if entry.name in names and entry.name:
-                if entry.image_id != image_id:
+            is_ours = entry.image_id == image_id
+            if is_ours:
+                parent = parent or entry.parent
+            if entry.name in names or (is_ours and names and not entry.name):
+                if not is_ours:
                     orphaned.append(entry)
             else:
                 kept.append(entry)

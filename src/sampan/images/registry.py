@@ -200,6 +200,7 @@ class Registry:
     ) -> None:
         self.config = config
         self.domain = domain
+        self.credentials = credentials
         self.transport = Transport(config, cancel)
         self._ways = [
             # A mirror is somebody else: the registry's password is not for it.
@@ -350,13 +351,19 @@ class Repository:
         """HEAD of a tag: what it is now, without the body (Docker Hub counts bodies). None when not told."""
 
         def act(way: _Way) -> Descriptor | None:
-            with self.registry.send(
-                way,
-                "HEAD",
-                self._url(way, f"manifests/{name}"),
-                scopes=self.pull_scopes,
-                headers={"Accept": ACCEPT},
-            ) as response:
+            try:
+                response = self.registry.send(
+                    way,
+                    "HEAD",
+                    self._url(way, f"manifests/{name}"),
+                    scopes=self.pull_scopes,
+                    headers={"Accept": ACCEPT},
+                )
+            except RegistryFault as fault:
+                if fault.status == 429 or way.endpoint.mirror:
+                    raise
+                return None  # an answer to HEAD has no body: the GET that follows says why
+            with response:
                 return _descriptor_of(response)
 
         return self.registry.on_some_endpoint(act)

@@ -129,6 +129,11 @@ class Response:
         self._answer = answer
         self._give_back: Callable[[bool], None] | None = give_back
         self._cancel = cancel
+        self._when_closed: Callable[[], None] | None = None
+
+    def on_close(self, act: Callable[[], None]) -> None:
+        """Do this once when the body was read or given up."""
+        self._when_closed = act
 
     def readinto(self, buffer: memoryview) -> int:
         """Bytes into `buffer`; 0 at the end. ConnectionFailed when the peer stops early or stalls."""
@@ -173,6 +178,8 @@ class Response:
         if self._give_back is not None:
             give_back, self._give_back = self._give_back, None
             give_back(reusable and not self._answer.will_close)
+            if self._when_closed is not None:
+                self._when_closed()
 
     def __enter__(self) -> Response:
         return self

@@ -10,7 +10,7 @@ Nothing has a name before it was verified, and a layer that is there already is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from sampan.errors import InvalidArgument
@@ -76,12 +76,19 @@ def unpack(
         publish(futures, ids, inner)
 
 
-def publish(futures: dict[int, Future[Staged]], ids: Sequence[str], cancel: Cancel) -> None:
+def publish(
+    futures: Mapping[int, Future[Staged] | Future[Staged | None]],
+    ids: Sequence[str],
+    cancel: Cancel,
+) -> None:
     """Name the staged layers bottom first. After a failure the others are stopped and nothing more is named."""
     failure: BaseException | None = None
     for number, future in futures.items():
         try:
-            with future.result() as staged:
+            staged = future.result()
+            if staged is None:
+                continue  # the snapshotter had it, only the blob was missing
+            with staged:
                 if failure is None:
                     staged.publish(ids[number], ids[number - 1] if number else None)
         except BaseException as error:  # noqa: BLE001 -- raised below, when every thread has ended

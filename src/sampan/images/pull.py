@@ -1,0 +1,369 @@
+"""Pulling: from a reference to an image in the catalogue, its layers unpacked.
+
+    resolve (HEAD)  ->  index?  choose the platform  ->  manifest  ->  configuration
+                                                                          │ chain ids are known from here on
+        for each layer, several at once:   download ──► decompress ──► stage     (while it arrives)
+                                                                          │ every digest and diff id right
+                                              publish bottom first  ->  the catalogue, its names
+
+Who pulls the same manifest at the same time shares the work (`flights`), who pulls another with the same layer
+shares the download (`download`). A cancelled or failed pull leaves whole blobs and partial ones for the next, and
+no image. Lines of progress are Docker's, word for word: its clients read them.
+"""
+
+from __future__ import annotations
+
+import errno
+from concurrent.futures import ThreadPoolExecutor
+
+from sampan.errors import Internal, InvalidArgument, PermissionDenied, SampanError, Unsupported
+from sampan.images import platform as platforms
+from sampan.images.auth import Credentials
+from sampan.images.builtin import offline_hint
+from sampan.images.catalog import Catalog, Image
+from sampan.images.download import DamagedPartial, Download, Downloads, Follower
+from sampan.images.endpoints import RegistryConfig
+from sampan.images.flights import Flights
+from sampan.images.platform import host_platform, parse_platform
+from sampan.images.progress import Meter, Progress, line, message, short, silent
+from sampan.images.registry import Fetched, Registry, Repository, as_failure
+from sampan.images.transport import Cancel, ConnectionFailed, Response
+from sampan.images.unpack import Metered, publish, stage_blob, stage_stream
+from sampan.spec.image import (
+    CONFIG_LIMIT,
+    Descriptor,
+    ImageDocument,
+    Index,
+    Manifest,
+    Platform,
+    check_manifest_fits,
+    parse_image_document,
+    parse_manifest_or_index,
+    require_image,
+)
+from sampan.spec.reference import Reference, parse_normalized
+from sampan.storage.snapshots import Staged, chain_ids
+
+
+class Puller:
+    """Pulls for one engine: it knows what is under way."""
+
+    def __init__(self, catalog: Catalog, config: RegistryConfig) -> None:
+        self.catalog = catalog
+        self.config = config
+        self._downloads = Downloads(catalog.blobs, config.concurrent_downloads)
+        self._flights: Flights[Image] = Flights()
+
+    def pull(
+        self,
+        reference: Reference | str,
+        *,
+        platform: str = "",
+        auth: Credentials | None = None,
+        progress: Progress = silent,
+        cancel: Cancel | None = None,
+    ) -> Image:
+        """`docker pull NAME[:TAG|@DIGEST]`."""
+        reference = _checked(reference).with_default_tag()
+        wanted = parse_platform(platform) if platform else None
+        cancel = cancel or Cancel.never()
+        with (
+            _Translating(reference),
+            Registry(self.config, reference.domain, auth, cancel=cancel) as registry,
+        ):
+            image, is_new = self._pull_one(registry, reference, wanted, progress, cancel)
+        _tell_status(progress, reference, is_new)
+        return image
+
+    def pull_all(
+        self,
+        reference: Reference | str,
+        *,
+        platform: str = "",
+        auth: Credentials | None = None,
+        progress: Progress = silent,
+        cancel: Cancel | None = None,
+    ) -> list[Image]:
+        """`docker pull --all-tags NAME`."""
+        repository = _checked(reference).name_only()
+        wanted = parse_platform(platform) if platform else None
+        cancel = cancel or Cancel.never()
+        images, any_new = [], False
+        with (
+            _Translating(repository),
+            Registry(self.config, repository.domain, auth, cancel=cancel) as registry,
+        ):
+            for tag in registry.repository(repository.path).tags():
+                image, is_new = self._pull_one(
+                    registry, repository.with_tag(tag), wanted, progress, cancel
+                )
+                images.append(image)
+                any_new = any_new or is_new
+        _tell_status(progress, repository, any_new)
+        return images
+
+    def _pull_one(
+        self,
+        registry: Registry,
+        reference: Reference,
+        wanted: Platform | None,
+        progress: Progress,
+        cancel: Cancel,
+    ) -> tuple[Image, bool]:
+        repository = registry.repository(reference.path)
+        top, manifest = self._resolve(repository, reference, wanted)
+        progress(message(f"Pulling from {reference.path}", id=reference.digest or reference.tag))
+        before = self.catalog.lookup(reference)
+
+        def work(tell: Progress, stop: Cancel) -> Image:
+            # The flight outlives a client that leaves, so its connections are its own.
+            with Registry(self.config, reference.domain, registry.credentials, cancel=stop) as own:
+                job = _Job(self, own.repository(reference.path), manifest, wanted, tell, stop)
+                return job.run(reference)
+
+        key = (reference.name, manifest.digest)
+        image = self._flights.join(key, work, progress, cancel)
+        names = [reference.with_digest(top)]
+        if not reference.digest:
+            names.append(Reference(domain=reference.domain, path=reference.path, tag=reference.tag))
+        image = self.catalog.add(manifest, image.document, references=names, parent=image.parent)
+        progress(message(f"Digest: {top}"))
+        return image, before is None or before.image_id != image.id
+
+    def _resolve(
+        self, repository: Repository, reference: Reference, wanted: Platform | None
+    ) -> tuple[str, Manifest]:
+        """The digest that the name stands for, and the manifest for the platform."""
+        top = reference.digest
+        if not top:
+            head = repository.resolve(reference.tag)
+            top = head.digest if head is not None else ""
+        known = self._known(reference, top, wanted) if top else None
+        if known is not None:
+            return top, known
+        fetched = repository.fetch_manifest(top or reference.tag)
+        found = fetched.parse()
+        for _ in range(3):
+            if isinstance(found, Manifest):
+                require_image(found)
+                return fetched.digest, found
+            entry = platforms.choose(
+                (e for e in found.manifests if not (e.platform and e.platform.os == "unknown")),
+                wanted or host_platform(),
+            )
+            found = self._below(repository, found, entry)
+        raise InvalidArgument("invalid index: indexes are nested too deep")
+
+    def _below(self, repository: Repository, index: Index, entry: Descriptor) -> Manifest | Index:
+        """The manifest that an index lists: what it is must be what the index says it is."""
+        if self.catalog.blobs.has(entry.digest):
+            raw = self.catalog.blobs.read(entry.digest)
+            fetched = Fetched(raw=raw, media_type="", digest=entry.digest)
+        else:
+            fetched = repository.fetch_manifest(entry.digest)
+        if len(fetched.raw) != entry.size:
+            raise InvalidArgument(
+                f"unexpected size of manifest {entry.digest}: {len(fetched.raw)} bytes, "
+                f"index {index.digest} says {entry.size}"
+            )
+        fetched.parse()
+        return parse_manifest_or_index(fetched.raw, entry.media_type)
+
+    def _known(self, reference: Reference, top: str, wanted: Platform | None) -> Manifest | None:
+        """The manifest, where this very content was pulled before: then nothing is fetched."""
+        entry = self.catalog.lookup(reference.with_digest(top))
+        if entry is None:
+            return None
+        image = self.catalog.get(entry.image_id)
+        if not platforms.matches(wanted or host_platform(), image.platform):
+            return None
+        return self.catalog.manifest(entry.target.digest)
+
+
+class _Job:
+    """One manifest's content, fetched and unpacked."""
+
+    def __init__(
+        self,
+        puller: Puller,
+        repository: Repository,
+        manifest: Manifest,
+        wanted: Platform | None,
+        progress: Progress,
+        cancel: Cancel,
+    ) -> None:
+        self._catalog = puller.catalog
+        self._downloads = puller._downloads
+        self._at_once = puller.config.concurrent_downloads
+        self._repository = repository
+        self._manifest = manifest
+        self._wanted = wanted
+        self._progress = progress
+        self._cancel = cancel
+
+    def run(self, reference: Reference) -> Image:
+        manifest = self._manifest
+        with self._catalog.holding() as hold:
+            hold.blobs(
+                manifest.digest, manifest.config.digest, *(d.digest for d in manifest.layers)
+            )
+            document = self._configuration(reference)
+            check_manifest_fits(manifest, document)
+            ids = chain_ids(document.diff_ids)
+            hold.layers(*ids)
+            self._layers(document, ids)
+            self._cancel.check()
+            # Known without a name until whoever waits gives it theirs.
+            return self._catalog.add(manifest, document)
+
+    def _configuration(self, reference: Reference) -> ImageDocument:
+        descriptor = self._manifest.config
+        if self._catalog.blobs.has(descriptor.digest):
+            raw = self._catalog.blobs.read(descriptor.digest, limit=CONFIG_LIMIT)
+        else:
+            raw = self._repository.fetch_blob(descriptor, CONFIG_LIMIT, "image configuration")
+        document = parse_image_document(raw)
+        if document.os not in {"linux", ""}:
+            raise Unsupported(
+                f'image operating system "{document.os}" cannot be used on this platform'
+            )
+        if self._wanted is not None:
+            platforms.check_offered(reference.familiar(), document.platform, self._wanted)
+        return document
+
+    def _layers(self, document: ImageDocument, ids: list[str]) -> None:
+        layers = self._manifest.layers
+        missing = [
+            n for n, chain_id in enumerate(ids) if not self._is_complete(layers[n], chain_id)
+        ]
+        if not missing and any(e.image_id == document.id for e in self._catalog.table.entries):
+            return  # nothing to tell: it is the image that we have
+        for number, layer in enumerate(layers):
+            here = number not in missing
+            status = "Already exists" if here else "Pulling fs layer"
+            self._progress(line(status, id=short(layer.digest)))
+        for number in missing[self._at_once :]:
+            self._progress(line("Waiting", id=short(layers[number].digest)))
+        with (
+            self._cancel.child() as inner,
+            ThreadPoolExecutor(self._at_once, thread_name_prefix="pull") as pool,
+        ):
+            futures = {
+                n: pool.submit(self._one_layer, layers[n], ids[n], document.diff_ids[n], inner)
+                for n in missing
+            }
+            publish(futures, ids, inner)
+        for number in missing:
+            self._progress(line("Pull complete", id=short(layers[number].digest)))
+
+    def _is_complete(self, layer: Descriptor, chain_id: str) -> bool:
+        return self._catalog.snapshots.exists(chain_id) and self._catalog.blobs.has(layer.digest)
+
+    def _one_layer(
+        self, layer: Descriptor, chain_id: str, diff_id: str, cancel: Cancel
+    ) -> Staged | None:
+        cancel.check()
+        if not self._catalog.blobs.has(layer.digest):
+            try:
+                return self._fetch_layer(layer, chain_id, diff_id, cancel)
+            except DamagedPartial:
+                return self._fetch_layer(layer, chain_id, diff_id, cancel)
+        return self._stage_present(layer, chain_id, diff_id, cancel)
+
+    def _stage_present(
+        self, layer: Descriptor, chain_id: str, diff_id: str, cancel: Cancel
+    ) -> Staged | None:
+        if self._catalog.snapshots.exists(chain_id):
+            return None
+        meter = Meter(self._progress, "Extracting", short(layer.digest), layer.size)
+        return stage_blob(self._catalog, layer, chain_id, diff_id, meter, cancel)
+
+    def _fetch_layer(
+        self, layer: Descriptor, chain_id: str, diff_id: str, cancel: Cancel
+    ) -> Staged | None:
+        with self._downloads.joined(layer, self._open) as download:
+            meter = Meter(self._progress, "Downloading", short(layer.digest), layer.size)
+            shares_blob = (
+                layer.digest == diff_id
+            )  # a plain tar: the snapshotter may use the blob itself
+            if shares_blob or self._catalog.snapshots.exists(chain_id):
+                self._drain(download, meter, cancel)
+                self._tell_complete(layer)
+                return self._stage_present(layer, chain_id, diff_id, cancel)
+            source = Metered(Follower(download, cancel), meter, cancel)
+            staged = stage_stream(self._catalog, source, layer, diff_id)
+            try:
+                download.wait(cancel)
+            except BaseException:
+                staged.discard()
+                raise
+            self._tell_complete(layer)
+            return staged
+
+    def _drain(self, download: Download, meter: Meter, cancel: Cancel) -> None:
+        follower = Metered(Follower(download, cancel), meter, cancel)
+        while follower.read(1 << 20):
+            pass
+
+    def _tell_complete(self, layer: Descriptor) -> None:
+        self._progress(line("Verifying Checksum", id=short(layer.digest)))
+        self._progress(line("Download complete", id=short(layer.digest)))
+
+    def _open(self, descriptor: Descriptor, offset: int, cancel: Cancel) -> tuple[Response, int]:
+        cancel.check()
+        if descriptor.is_foreign and descriptor.urls:
+            return self._open_foreign(descriptor, offset)
+        return self._repository.open_blob(descriptor, offset)
+
+    def _open_foreign(self, layer: Descriptor, offset: int) -> tuple[Response, int]:
+        try:
+            return self._repository.open_blob(layer, offset)  # some registries keep a copy
+        except SampanError:
+            failure: SampanError | None = None
+            for url in layer.urls or ():
+                try:
+                    return self._repository.open_foreign(url, layer, offset)
+                except SampanError as error:
+                    failure = failure or error
+            raise failure or InvalidArgument(f"foreign layer {layer.digest} has no URL") from None
+
+
+class _Translating:
+    """Every failure of a pull in Docker's words, and of a kind the API knows."""
+
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, ConnectionFailed):
+            error.hint = error.hint or offline_hint()
+        elif isinstance(error, SampanError):
+            translated = as_failure(error, self._reference)
+            if translated is not error:
+                raise translated from None
+        elif isinstance(error, OSError):
+            raise disk_failure(error) from error
+
+
+def disk_failure(error: OSError) -> SampanError:
+    """What the disk refused, as a failure."""
+    text = error.strerror or str(error)
+    hint = "free some space: `sampan system prune`" if error.errno == errno.ENOSPC else ""
+    return Internal(f"failed to register layer: {text.lower()}", hint=hint)
+
+
+def _checked(reference: Reference | str) -> Reference:
+    if isinstance(reference, str):
+        reference = parse_normalized(reference)
+    if reference.domain == "docker.io" and reference.familiar_name == "scratch":
+        raise PermissionDenied("'scratch' is a reserved name")
+    return reference
+
+
+def _tell_status(progress: Progress, reference: Reference, is_new: bool) -> None:
+    name = reference.familiar()
+    text = f"Downloaded newer image for {name}" if is_new else f"Image is up to date for {name}"
+    progress(message(f"Status: {text}"))
