@@ -126,6 +126,10 @@ class Ingest:
         self.offset += len(data)
         return len(data)
 
+    def reader(self) -> int:
+        """A descriptor of our own to `pread` from, valid also after the commit: for who follows while it grows."""
+        return os.dup(self._fd)
+
     def restart(self) -> None:
         """Begin at zero again: the server ignored our Range, or the partial content turned out wrong."""
         os.ftruncate(self._fd, 0)
