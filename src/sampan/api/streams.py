@@ -8,6 +8,7 @@ it; a TLS connection is pumped (handover.py).
 from __future__ import annotations
 
 from contextlib import aclosing
+from typing import Protocol
 
 from sampan.api.call import Call
 from sampan.api.progress import json_lines
@@ -16,7 +17,7 @@ from sampan.api.websocket import attach_websocket
 from sampan.engine import exec as execs
 from sampan.engine import logs, stats, stop, streams
 from sampan.engine.logs import LogsOptions
-from sampan.engine.streams import AttachOptions, Stream
+from sampan.engine.streams import AttachOptions
 from sampan.errors import InvalidArgument
 from sampan.spec.engine.container import ExecConfig, ExecStart
 from sampan.spec.engine.wire import encode
@@ -29,6 +30,16 @@ MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 def stream_type(call: Call, *, tty: bool) -> str:
     """How the bytes are framed, said since API 1.42."""
     return MULTIPLEXED if not tty and call.version >= (1, 42) else RAW
+
+
+class Stream(Protocol):
+    """What attach and exec give: something that lives on a socket."""
+
+    @property
+    def tty(self) -> bool: ...
+
+    async def run(self, fd: int, preread: bytes) -> None:
+        """Take the descriptor; return when this process has no more part in it."""
 
 
 async def hand_over(call: Call, stream: Stream) -> None:
