@@ -21,8 +21,7 @@ import msgspec
 from sampan.api.http import JSON_LIMIT, Headers, Reply, Request
 from sampan.api.http_head import parse_query
 from sampan.errors import InvalidArgument
-from sampan.spec.engine.system import AuthRequest
-from sampan.spec.engine.wire import decode, encode, from_builtins
+from sampan.spec.engine.wire import decode, encode
 
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
@@ -109,17 +108,13 @@ class Call:
         if not said:
             raise InvalidArgument("unsupported Content-Type header (): must be 'application/json'")
 
-    def auth(self) -> AuthRequest | None:
-        """The X-Registry-Auth header; one that cannot be read counts as absent, as in Docker."""
+    def auth(self) -> dict[str, str] | None:
+        """The X-Registry-Auth header, keys lower-case; one that cannot be read counts as absent, as in Docker."""
         raw = self.header("x-registry-auth")
         value = header_json(raw) if raw else None
         if not isinstance(value, dict):
             return None
-        try:
-            said = from_builtins(value, AuthRequest)
-        except InvalidArgument:
-            return None
-        return None if said == AuthRequest() else said
+        return {k.lower(): v for k, v in value.items() if isinstance(v, str)} or None
 
     # --- the answer ---
 

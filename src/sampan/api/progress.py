@@ -8,7 +8,7 @@ with its status. After the first message the status is out, and the error goes i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from sampan.api.call import Call, joined
@@ -100,10 +100,14 @@ async def json_lines(
     call: Call, items: AsyncIterator[object], content_type: str = "application/json"
 ) -> None:
     """One JSON document a line; the head goes out before the first."""
-    await call.reply.start(content_type=content_type)
-    async for item in items:
-        await call.reply.write(encode(item) + b"\n")
-    await call.reply.finish()
+    try:
+        await call.reply.start(content_type=content_type)
+        async for item in items:
+            await call.reply.write(encode(item) + b"\n")
+        await call.reply.finish()
+    finally:
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
 
 
 async def finish_cleanly(task: asyncio.Future[Any]) -> None:

@@ -7,7 +7,6 @@ it; a TLS connection is pumped (handover.py).
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import Protocol
 
 from sampan.api.call import Call
@@ -107,8 +106,7 @@ async def container_stats(call: Call) -> None:
     samples = await stats.stats(
         call.engine, call.id, stream=streaming, one_shot=call.flag("one-shot")
     )
-    async with aclosing(samples):
-        await json_lines(call, samples)
+    await json_lines(call, samples)
 
 
 async def wait_container(call: Call) -> None:
