@@ -1,0 +1,223 @@
+"""Which stages a Dockerfile's target needs, from which images they start, and what FROM lines see. Pure.
+
+Source: the Dockerfile reference, "FROM" and "Understand how ARG and FROM interact".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from sampan.build import instructions as ins
+from sampan.build.expand import expand, go_quote
+from sampan.build.parser import DockerfileError
+from sampan.errors import InvalidArgument
+from sampan.spec.image import ImageDocument, Platform
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the caller says beside the Dockerfile. `args`: build arguments with their values."""
+
+    args: dict[str, str] = {}
+    target: str = ""
+    labels: dict[str, str] = {}
+    platform: Platform
+    build_platform: Platform
+    network: str = "default"
+    no_cache: bool = False
+    no_cache_stages: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()  # names of contexts given beside the main one
+    allow: frozenset[str] = frozenset()  # entitlements: network.host, security.insecure
+    epoch: str = ""  # SOURCE_DATE_EPOCH as RFC 3339, '' for now
+
+
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    """A base image as it was found in the store."""
+
+    image_id: str
+    reference: str
+    document: ImageDocument
+
+
+def format_platform(platform: Platform) -> str:
+    """os/architecture[/variant]"""
+    parts = (platform.os, platform.architecture, platform.variant)
+    return "/".join(part for part in parts if part)
+
+
+def global_variables(program: ins.Program, request: Request) -> dict[str, str]:
+    """What FROM lines see: platforms, and the ARGs before the first FROM."""
+    stages = program.stages
+    target = request.target or stages[-1].name or "default"
+    build, wanted = request.build_platform, request.platform
+    variables = {
+        "BUILDPLATFORM": format_platform(build), "BUILDOS": build.os, "BUILDOSVERSION": build.os_version,
+        "BUILDARCH": build.architecture, "BUILDVARIANT": build.variant,
+        "TARGETPLATFORM": format_platform(wanted), "TARGETOS": wanted.os,
+        "TARGETOSVERSION": wanted.os_version, "TARGETARCH": wanted.architecture,
+        "TARGETVARIANT": wanted.variant, "TARGETSTAGE": target,
+    }  # fmt: skip
+    variables |= {name: request.args[name] for name in variables if name in request.args}
+    for instruction in program.arguments:
+        for pair in instruction.pairs:
+            if pair.key in request.args:
+                variables[pair.key] = request.args[pair.key]
+            elif pair.default is not None:
+                with At(instruction):
+                    variables[pair.key] = expand(pair.default, variables)
+    return variables
+
+
+class At:
+    """Give an error the instruction's lines."""
+
+    def __init__(self, instruction: ins.Instruction) -> None:
+        self.instruction = instruction
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, InvalidArgument) and not getattr(error, "line", 0):
+            raise DockerfileError(
+                error.message,
+                line=self.instruction.start,
+                end=self.instruction.end,
+                hint=error.hint,
+            ) from error
+
+
+# --- stages
+
+
+class StageFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage with its FROM expanded. `base_stage`: index of the stage it starts from, or -1."""
+
+    index: int
+    stage: ins.Stage
+    base: str
+    base_stage: int
+    platform: Platform | None
+
+
+class Stages:
+    """All stages, by index and name; which the target needs."""
+
+    def __init__(
+        self,
+        program: ins.Program,
+        request: Request,
+        variables: Mapping[str, str],
+        parse_platform: Callable[[str], Platform],
+    ) -> None:
+        self.request = request
+        self.facts: list[StageFacts] = []
+        self.by_name: dict[str, int] = {}
+        for index, stage in enumerate(program.stages):
+            with At(stage.origin):
+                base = expand(stage.origin.base, variables)
+                if not base:
+                    raise DockerfileError(f"base name ({stage.origin.base}) should not be blank")
+                platform = None
+                if stage.origin.platform:
+                    text = expand(stage.origin.platform, variables)
+                    if not text:
+                        raise DockerfileError(
+                            f"empty platform value from expression {stage.origin.platform}"
+                        )
+                    platform = parse_platform(text)
+            named = stage.name and stage.name in request.contexts
+            base_stage = -1 if named else self.by_name.get(base.lower(), -1)
+            self.facts.append(
+                StageFacts(
+                    index=index, stage=stage, base=base, base_stage=base_stage, platform=platform
+                )
+            )
+            if stage.name:
+                self.by_name[stage.name] = index
+        self.target = self._find_target(request.target)
+
+    def _find_target(self, name: str) -> int:
+        if not name:
+            return len(self.facts) - 1
+        found = self.by_name.get(name.lower())
+        if found is None and name.isascii() and name.isdigit() and int(name) < len(self.facts):
+            found = int(name)
+        if found is None:
+            names = [n for n in self.by_name if n]
+            raise InvalidArgument(
+                f"target stage {go_quote(name)} could not be found"
+                + ins.suggestion(name, names, exact_case=True)
+            )
+        return found
+
+    def find(self, name: str) -> int | None:
+        """A stage by name or by number; None where it is an image."""
+        if name.isascii() and name.isdigit():
+            number = int(name)
+            if number >= len(self.facts):
+                raise DockerfileError(f"invalid stage index {number}")
+            return number
+        return self.by_name.get(name.lower())
+
+    def label(self, index: int) -> str:
+        """How build logs call it."""
+        if len(self.facts) == 1:
+            return ""
+        return self.facts[index].stage.name or f"stage-{index}"
+
+    def needs(self, index: int, triggers: Mapping[int, tuple[ins.Instruction, ...]]) -> list[str]:
+        """Names after --from= of a stage's instructions."""
+        found = []
+        for instruction in (*triggers.get(index, ()), *self.facts[index].stage.instructions):
+            if isinstance(instruction, ins.Copy) and instruction.from_:
+                if "$" in instruction.from_:
+                    with At(instruction):
+                        raise DockerfileError(
+                            "variable expansion is not supported for --from, define a new stage with "
+                            "FROM using ARG from global scope as a workaround"
+                        )
+                with At(instruction):
+                    self.find(instruction.from_)
+                found.append(instruction.from_)
+            elif isinstance(instruction, ins.Run):
+                found += [mount.from_ for mount in instruction.mounts if mount.from_]
+        return found
+
+    def reachable(
+        self, triggers: Mapping[int, tuple[ins.Instruction, ...]]
+    ) -> tuple[list[int], set[str]]:
+        """(stages that the target needs, in the file's order; images that they start or copy from)."""
+        seen: set[int] = set()
+        images: set[str] = set()
+        path: list[int] = []
+
+        def visit(index: int) -> None:
+            if index in path:
+                raise DockerfileError(
+                    "circular dependency detected on stage: "
+                    + (self.facts[index].stage.name or str(index)),
+                    line=self.facts[index].stage.origin.start,
+                )
+            if index in seen:
+                return
+            path.append(index)
+            facts = self.facts[index]
+            if facts.stage.name in self.request.contexts and facts.stage.name:
+                pass
+            elif facts.base_stage >= 0:
+                visit(facts.base_stage)
+            elif facts.base != "scratch" and facts.base not in self.request.contexts:
+                images.add(facts.base)
+            for name in self.needs(index, triggers):
+                other = self.find(name)
+                if other is not None:
+                    visit(other)
+                elif name not in self.request.contexts and name != "scratch":
+                    images.add(name)
+            path.pop()
+            seen.add(index)
+
+        visit(self.target)
+        return sorted(seen), images
