@@ -27,9 +27,7 @@ async def rename(engine: Engine, ref: str, name: str) -> None:
     async with container.lock:
         old = container.name
         if name == old:
-            raise InvalidArgument(
-                "Renaming a container with the same name as its current name"
-            )
+            raise InvalidArgument("Renaming a container with the same name as its current name")
         engine.containers.rename(container, name)
         await engine.run_blocking(create.write_copy, engine, container.record)
         if container.is_running:
@@ -46,7 +44,9 @@ async def update(engine: Engine, ref: str, request: UpdateRequest) -> UpdateResp
     async with container.lock:
         state = container.state
         if state.removing or state.dead:
-            raise Conflict(f"Cannot update container {container.id}: Container is marked for removal and cannot be \"update\".")
+            raise Conflict(
+                f'Cannot update container {container.id}: Container is marked for removal and cannot be "update".'
+            )
         host = _merged(container.record.host_config, request)
         if request.restart_policy is not None:
             validate.check_restart_policy(request.restart_policy)
@@ -97,7 +97,9 @@ def _merged(host: HostConfig, request: UpdateRequest) -> HostConfig:
 
 def _changed(old: HostConfig, new: HostConfig) -> Resources:
     """Only what the request touched; memory and swap go together, since the kernel orders them."""
-    changes = {name: getattr(new, name) for name in _LIMITS if getattr(old, name) != getattr(new, name)}
+    changes = {
+        name: getattr(new, name) for name in _LIMITS if getattr(old, name) != getattr(new, name)
+    }
     if {"memory", "memory_swap"} & set(changes):
         changes |= {"memory": new.memory, "memory_swap": new.memory_swap}
     if {"cpu_period", "cpu_quota"} & set(changes):
@@ -113,5 +115,8 @@ async def resize(engine: Engine, ref: str, *, height: int, width: int) -> None:
         raise Conflict(f"container {container.id} is not running")
     await shim.call({"op": "resize", "height": height, "width": width})
     engine.events.tell(
-        "container", "resize", container.id, container.attributes(height=str(height), width=str(width))
+        "container",
+        "resize",
+        container.id,
+        container.attributes(height=str(height), width=str(width)),
     )

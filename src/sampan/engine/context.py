@@ -23,9 +23,10 @@ from sampan.engine.records import ExecRecord, SharedFacts
 if TYPE_CHECKING:
     from sampan.cgroups.host import CgroupHost
     from sampan.config import Config
+    from sampan.engine.users import ExecUser
     from sampan.images.catalog import Catalog
-    from sampan.images.pull import Puller
     from sampan.images.endpoints import RegistryConfig
+    from sampan.images.pull import Puller
     from sampan.network.manager import NetworkManager
     from sampan.shim.client import LauncherClient
     from sampan.shim.logwatch import LogWatch
@@ -93,9 +94,11 @@ class Engine:
     events: EventBus = field(default_factory=EventBus)
     execs: dict[str, ExecRecord] = field(default_factory=dict)
     background: Background = field(default_factory=Background)
-    captures: dict[str, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)  # health probes
+    captures: dict[str, asyncio.Future[dict[str, Any]]] = field(
+        default_factory=dict
+    )  # health probes
     pruning: set[str] = field(default_factory=set)  # kinds of prune under way
-    user_cache: dict[tuple[str, str, tuple[str, ...]], Any] = field(default_factory=dict)
+    user_cache: dict[tuple[str, str, tuple[str, ...]], ExecUser] = field(default_factory=dict)
     started_ns: int = field(default_factory=time.time_ns)
 
     async def run_blocking(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -20,6 +20,7 @@ from sampan.engine.mounts import collect
 from sampan.engine.records import ContainerRecord, MountRecord
 from sampan.engine.volumes import prepare_volumes, release_volumes
 from sampan.errors import InvalidArgument
+from sampan.images import unpack
 from sampan.spec.engine.container import (
     ContainerConfig,
     CreateRequest,
@@ -205,6 +206,7 @@ def _take_blocking(
     directory = engine.container_dir(record.id)
     directory.mkdir(mode=0o700, parents=True)
     undo.callback(shutil.rmtree, directory, ignore_errors=True)
+    unpack.ensure(engine.catalog, engine.catalog.get(record.image_id))
     engine.snapshots.prepare(record.id, record.chain_id or None)
     undo.callback(engine.snapshots.remove, record.id)
     mounts = prepare_volumes(engine, record)

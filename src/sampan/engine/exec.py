@@ -1,7 +1,7 @@
 """Exec: one more process in a running container. Create, start, resize, inspect; and capture for health checks.
 
-    create   an ExecRecord, in memory only: it lives as long as the engine, and five minutes after its end
-    start    the shim joins a child to the container; the client's connection goes to the shim with the request
+create   an ExecRecord, in memory only: it lives as long as the engine, and five minutes after its end
+start    the shim joins a child to the container; the client's connection goes to the shim with the request
 """
 
 from __future__ import annotations
@@ -198,7 +198,10 @@ async def _begin(
             request["attach"] = attach
         words = " ".join(config.cmd or ())
         engine.events.tell(
-            "container", f"exec_start: {words}", container.id, container.attributes(execID=record.id)
+            "container",
+            f"exec_start: {words}",
+            container.id,
+            container.attributes(execID=record.id),
         )
         _save(engine, record, running=True)
         reply = await shim.call(request, [fd] if fd >= 0 else [], timeout=120)
@@ -239,9 +242,7 @@ def container_ended(engine: Engine, container: Container) -> None:
     for exec_id in container.execs:
         record = engine.execs.get(exec_id)
         if record is not None and record.running:
-            _save(
-                engine, record, running=False, exit_code=137, pid=0, finished_at=time.monotonic()
-            )
+            _save(engine, record, running=False, exit_code=137, pid=0, finished_at=time.monotonic())
 
 
 # -- the process -----------------------------------------------------------------------------------

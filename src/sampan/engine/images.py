@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sampan.engine import image_views
+from sampan.engine.commit import commit
 from sampan.engine.filters import Filters, accepts_labels, check_filters, one_bool, until_ns
 from sampan.engine.pipes import ByteInlet, ByteOutlet
 from sampan.errors import Conflict, InvalidArgument
-from sampan.images import archive, builtin, history as histories, pull as pulls, push as pushes
-from sampan.images import registry, removal, rootfs, save as saving
+from sampan.images import archive, builtin, registry, removal, rootfs
+from sampan.images import history as histories
+from sampan.images import push as pushes
+from sampan.images import save as saving
 from sampan.images.auth import Credentials
-from sampan.images.progress import Cancel
+from sampan.images.transport import Cancel
 from sampan.spec.engine.image import (
     DeleteItem,
     DistributionInspect,
@@ -28,7 +31,6 @@ from sampan.spec.engine.image import (
     ImageSummary,
     SearchResult,
 )
-from sampan.spec.engine.system import AuthRequest
 from sampan.spec.reference import parse_normalized
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from sampan.images.catalog import Image
 
 Progress = Callable[[dict[str, Any]], None]
+Auth = dict[str, str] | None
 
 LIST_FILTERS = ("dangling", "label", "label!", "before", "since", "reference", "until")
 PRUNE_FILTERS = ("dangling", "until", "label", "label!")
@@ -66,15 +69,16 @@ def platform_warnings(engine: Engine, image: Image, platform: str) -> list[str]:
     ]
 
 
-def _credentials(auth: AuthRequest | None) -> Credentials | None:
-    if auth is None:
+def _credentials(auth: Auth) -> Credentials | None:
+    """What the X-Registry-Auth header said, lower-case keys."""
+    if not auth:
         return None
     return Credentials(
-        username=auth.username,
-        password=auth.password,
-        identity_token=auth.identitytoken,
-        registry_token=auth.registrytoken,
-        server_address=auth.serveraddress,
+        username=auth.get("username", ""),
+        password=auth.get("password", ""),
+        identity_token=auth.get("identitytoken", ""),
+        registry_token=auth.get("registrytoken", ""),
+        server_address=auth.get("serveraddress", ""),
     )
 
 
@@ -128,7 +132,7 @@ async def pull(
     image: str,
     tag: str = "",
     platform: str = "",
-    auth: AuthRequest | None = None,
+    auth: Auth = None,
     progress: Progress,
 ) -> None:
     """One image, or every tag of a repository where neither tag nor digest is given."""
@@ -137,12 +141,12 @@ async def pull(
         is_digest = ":" in tag
         reference = reference.with_digest(tag) if is_digest else reference.with_tag(tag)
     cancel = Cancel()
+    work = engine.puller.pull_all if reference.is_name_only else engine.puller.pull
     await _cancellable(
         cancel,
         engine.run_blocking(
-            engine.puller.pull,
+            work,
             reference,
-            all_tags=reference.is_name_only,
             platform=platform,
             auth=_credentials(auth),
             progress=on_loop(progress),
@@ -158,7 +162,7 @@ async def push(
     *,
     tag: str = "",
     platform: str = "",
-    auth: AuthRequest | None = None,
+    auth: Auth = None,
     progress: Progress,
 ) -> None:
     reference = parse_normalized(name)
@@ -187,7 +191,7 @@ async def search(
     term: str,
     limit: int = 0,
     filters: Filters,
-    auth: AuthRequest | None = None,
+    auth: Auth = None,
 ) -> list[SearchResult]:
     check_filters(filters, ("is-official", "stars", "is-automated"))
     if not term:
@@ -195,15 +199,15 @@ async def search(
     if limit and not 1 <= limit <= 100:
         raise InvalidArgument(f"limit {limit} is outside the range of [1, 100]")
     found = await engine.run_blocking(
-        registry.search, engine.registries, term, limit or 25, filters, _credentials(auth)
+        remote.search, engine.registries, term, limit or 25, filters, _credentials(auth)
     )
     return msgspec.convert(found, list[SearchResult])
 
 
-async def distribution(engine: Engine, name: str, auth: AuthRequest | None) -> DistributionInspect:
+async def distribution(engine: Engine, name: str, auth: Auth) -> DistributionInspect:
     reference = parse_normalized(name).with_default_tag()
     found = await engine.run_blocking(
-        registry.inspect_distribution, engine.registries, reference, _credentials(auth)
+        remote.inspect_distribution, engine.registries, reference, _credentials(auth)
     )
     return DistributionInspect(
         descriptor=msgspec.to_builtins(found.descriptor),
@@ -249,9 +253,7 @@ async def save(engine: Engine, names: list[str], platform: str = "") -> ByteOutl
     for one in selected:
         _tell(engine, "save", one.image.id, one.image.id)
     outlet = ByteOutlet()
-    return outlet.start(
-        engine.pool, lambda out: saving.save(engine.catalog, selected, out.write)
-    )
+    return outlet.start(engine.pool, lambda out: saving.save(engine.catalog, selected, out.write))
 
 
 async def import_(
@@ -326,7 +328,9 @@ async def import_url(
 async def tag(engine: Engine, name: str, *, repo: str, tag: str = "") -> None:
     source = await resolve(engine, name)
     if not repo:
-        raise InvalidArgument("invalid reference format: repository name must have at least one component")
+        raise InvalidArgument(
+            "invalid reference format: repository name must have at least one component"
+        )
     target = parse_normalized(repo)
     if target.digest:
         raise InvalidArgument("refusing to create a tag with a digest reference")
@@ -446,6 +450,6 @@ async def history(engine: Engine, name: str, platform: str = "") -> list[History
 
 
 __all__ = [
-    "distribution", "history", "import_", "import_url", "inspect", "list_images", "load", "prune", "pull", "push",
+    "commit", "distribution", "history", "import_", "import_url", "inspect", "list_images", "load", "prune", "pull", "push",
     "remove", "resolve", "save", "search", "tag",
 ]  # fmt: skip

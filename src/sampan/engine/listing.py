@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sampan.engine.filters import Filters, check_filters, matches_labels, one_bool
 from sampan.engine.records import Status
 from sampan.errors import InvalidArgument, NotFound
+from sampan.images import removal
 from sampan.units import parse_int, parse_uint
 
 if TYPE_CHECKING:
@@ -14,7 +15,18 @@ if TYPE_CHECKING:
     from sampan.engine.live import Container
 
 FILTER_KEYS = frozenset(
-    {"ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name"}
+    {
+        "ancestor",
+        "before",
+        "exited",
+        "expose",
+        "health",
+        "id",
+        "is-task",
+        "isolation",
+        "label",
+        "name",
+    }
     | {"network", "publish", "since", "status", "volume"}
 )
 HEALTH_WORDS = ("none", "starting", "healthy", "unhealthy")
@@ -84,7 +96,7 @@ async def _ancestors(engine: Engine, filters: Filters) -> set[str] | None:
             current = todo.pop()
             if current not in found:
                 found.add(current)
-                todo += [child.id for child in engine.catalog.children(current)]
+                todo += removal.children(engine.catalog, current)
     return found
 
 
@@ -110,7 +122,10 @@ def _accepts(engine: Engine, container: Container, filters: Filters) -> bool:
         elif key == "network":
             accepted = _in_network(engine, container, wanted)
         elif key == "volume":
-            accepted = any(m.name in wanted or m.source in wanted or m.destination in wanted for m in record.mounts)
+            accepted = any(
+                m.name in wanted or m.source in wanted or m.destination in wanted
+                for m in record.mounts
+            )
         elif key in ("publish", "expose"):
             accepted = _has_port(container, wanted, is_publish=key == "publish")
         elif key == "is-task":

@@ -93,8 +93,9 @@ class LogStream:
         self._container.exit_waiters.append(exit_seen)
         written = asyncio.ensure_future(self._wake.wait())
         try:
+            watched: set[asyncio.Future[Any]] = {exit_seen, written}
             await asyncio.wait(
-                {exit_seen, written}, return_when=asyncio.FIRST_COMPLETED, timeout=self._remaining()
+                watched, return_when=asyncio.FIRST_COMPLETED, timeout=self._remaining()
             )
             if self._remaining() == 0.0:
                 self._closed = True
@@ -195,6 +196,4 @@ def expand_tag(template: str, record: ContainerRecord) -> str:
         "ImageName": record.config.image,
         "DaemonName": "sampan",
     }
-    return re.sub(
-        r"\{\{\s*\.(\w+)\s*\}\}", lambda found: fields.get(found[1], found[0]), template
-    )
+    return re.sub(r"\{\{\s*\.(\w+)\s*\}\}", lambda found: fields.get(found[1], found[0]), template)

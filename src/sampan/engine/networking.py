@@ -32,7 +32,9 @@ FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 class Connected(msgspec.Struct, frozen=True, kw_only=True):
     """What a start got of the network."""
 
-    netns_fd: int = -1  # owned by the caller; -1: the runtime makes or joins a namespace by the spec
+    netns_fd: int = (
+        -1
+    )  # owned by the caller; -1: the runtime makes or joins a namespace by the spec
     endpoints: dict[str, EndpointSettings] = {}
     ports: dict[str, list[tuple[str, str]]] = {}
     sandbox_key: str = ""
@@ -71,8 +73,10 @@ async def resolve_wishes(
 def _check_wish(name: str, wish: EndpointSettings) -> None:
     """Only networks of the user's own have names and addresses to choose."""
     if mode_kind(name) != "networks" or name == "bridge":
-        if name != "bridge" and wish.ipam_config and (
-            wish.ipam_config.ipv4_address or wish.ipam_config.ipv6_address
+        if (
+            name != "bridge"
+            and wish.ipam_config
+            and (wish.ipam_config.ipv4_address or wish.ipam_config.ipv6_address)
         ):
             raise InvalidArgument(
                 "user specified IP address is supported on user defined networks only"
@@ -259,6 +263,11 @@ def _write_files(
         host_network=is_host,
     )
     write_file(directory / "resolv.conf", text)
+
+
+def refresh_files(engine: Engine, record: ContainerRecord) -> None:
+    """After connect and disconnect: /etc/hosts and resolv.conf follow the networks."""
+    _write_files(engine, record, tuple(engine.networks.endpoints_of(record.id)))
 
 
 def hosts_text(

@@ -113,13 +113,12 @@ async def _take_away(engine: Engine, container: Container, *, volumes: bool) -> 
 
 def _take_away_blocking(engine: Engine, container: Container, volumes: bool) -> None:
     record = container.record
-    resources.release(engine, record.id)
+    resources.release(engine, record)
     try:
         engine.snapshots.remove(record.id)
     except NotFound:
         pass
-    if volumes:
-        release_volumes(engine, record.id, record.mounts)
+    release_volumes(engine, record.id, record.mounts, with_anonymous=volumes)
     shutil.rmtree(engine.run_dir(record.id), ignore_errors=True)
     shutil.rmtree(engine.container_dir(record.id), ignore_errors=True)
 

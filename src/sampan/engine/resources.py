@@ -24,9 +24,10 @@ from sampan.engine.specgen import DeviceNode, Sources
 from sampan.engine.volumes import mount_volumes, release_volume_mounts
 from sampan.engine.words import granted_capabilities
 from sampan.errors import Conflict, Internal, InvalidArgument, NotFound
+from sampan.images import builtin
 from sampan.spec.engine.container import DeviceMapping, HostConfig
 from sampan.spec.runtime import LinuxSeccomp, Mount
-from sampan.storage.access import open_root, read_small
+from sampan.storage.access import opened_root, read_small
 
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
@@ -53,7 +54,8 @@ def take(engine: Engine, record: ContainerRecord, undo: ExitStack) -> Resources:
     rootfs = run_dir / "rootfs"
     rootfs.mkdir(mode=0o755, exist_ok=True)
     rootfs_mounts = engine.snapshots.mounts(record.id)
-    undo.callback(release_volume_mounts, engine, record.id)
+    rootfs_mounts += _host_image_mounts(engine, record)
+    undo.callback(release_volume_mounts, engine, record.id, record.mounts)
     mounts = mount_volumes(engine, record)
     _make_bind_sources(mounts)
     user = resolve_user(engine, record, rootfs_mounts)
@@ -86,10 +88,11 @@ def take(engine: Engine, record: ContainerRecord, undo: ExitStack) -> Resources:
     )
 
 
-def release(engine: Engine, container_id: str) -> None:
+def release(engine: Engine, record: ContainerRecord) -> None:
     """Blocking: give back what a running container held. Safe to call twice, and after a crash."""
-    networking.release(engine, container_id)
-    release_volume_mounts(engine, container_id)
+    networking.release(engine, record.id)
+    release_volume_mounts(engine, record.id, record.mounts)
+    engine.volumes.drop_shared_memory(record.id)
 
 
 # -- user ------------------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ def resolve_user(
     pristine = engine.snapshots.is_pristine(record.id)
     if pristine and key in engine.user_cache:
         return engine.user_cache[key]
-    with open_root(rootfs_mounts) as root:
+    with opened_root(rootfs_mounts[:1]) as root:
         user = users.resolve(
             record.config.user,
             passwd=read_database(root, users.PASSWD),
@@ -146,6 +149,14 @@ def read_database(root_fd: int, path: str) -> str:
 
 
 # -- mounts ----------------------------------------------------------------------------------------
+
+
+def _host_image_mounts(engine: Engine, record: ContainerRecord) -> list[Mount]:
+    """The image made of this host's own system directories mounts them; every other image adds nothing."""
+    image = engine.catalog.find(record.image_id)
+    if image is None:
+        return []
+    return builtin.host_mounts(engine.catalog, image, f"{engine.container_dir(record.id)}/host")
 
 
 def _make_bind_sources(mounts: tuple[MountRecord, ...]) -> None:
@@ -417,5 +428,3 @@ def _named_profile(
         kernel=engine.facts.kernel,
     )
     return profile, False
-
-

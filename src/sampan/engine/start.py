@@ -186,7 +186,6 @@ def _tell_networks(engine: Engine, container: Container, action: str) -> None:
         engine.events.tell("network", action, endpoint.network_id or name, attributes)
 
 
-
 async def _failed(engine: Engine, container: Container, error: Exception) -> None:
     """Docker's way: the state keeps the error and an exit code chosen by the words of it."""
     message = str(error)

@@ -33,9 +33,7 @@ CONDITIONS = ("not-running", "next-exit", "removed")
 # -- stop and restart ------------------------------------------------------------------------------
 
 
-async def stop(
-    engine: Engine, ref: str, *, timeout: int | None = None, signal: str = ""
-) -> None:
+async def stop(engine: Engine, ref: str, *, timeout: int | None = None, signal: str = "") -> None:
     """Ask process 1 to end, insist after a while. NotModified where nothing runs."""
     container = engine.containers.find(ref)
     number = _stop_signal(container, signal)

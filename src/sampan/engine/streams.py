@@ -118,7 +118,9 @@ def parse_detach_keys(text: str) -> list[int]:
         elif key == "DEL":
             codes.append(127)
         else:
-            raise InvalidArgument(f"Invalid detach keys ({text}) provided: Unknown character: '{key}'")
+            raise InvalidArgument(
+                f"Invalid detach keys ({text}) provided: Unknown character: '{key}'"
+            )
     return codes
 
 

@@ -150,7 +150,7 @@ async def _after_exit(
 ) -> None:
     async with container.lock:
         if not container.is_running:
-            await engine.run_blocking(resources.release, engine, container.id)
+            await engine.run_blocking(resources.release, engine, container.record)
     for name, endpoint in endpoints.items():
         _tell_disconnect(engine, container, name, endpoint)
     if restart:
@@ -255,7 +255,9 @@ async def restore(engine: Engine) -> None:
         ):
             remove_soon(engine, container)
         elif _should_start(container):
-            engine.background.spawn(_start_restored(engine, container), f"start {container.id[:12]}")
+            engine.background.spawn(
+                _start_restored(engine, container), f"start {container.id[:12]}"
+            )
 
 
 def _should_start(container: Container) -> bool:

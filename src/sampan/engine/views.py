@@ -13,6 +13,7 @@ import msgspec
 from sampan import ids
 from sampan.engine.filters import Filters
 from sampan.engine.listing import select
+from sampan.engine.logs import log_path
 from sampan.engine.records import ContainerState, MountRecord, Status
 from sampan.errors import NotFound
 from sampan.spec.engine.container import (
@@ -48,14 +49,9 @@ async def inspect(
     container = engine.containers.find(ref)
     record = container.record
     directory = engine.container_dir(record.id)
-    files = {} if record.host_config.network_mode.startswith("container:") else {
-        "resolv_conf_path": f"{directory}/resolv.conf",
-        "hostname_path": f"{directory}/hostname",
-        "hosts_path": f"{directory}/hosts",
-    }  # fmt: skip
+    # A container in another's network namespace has that one's files.
+    has_files = not record.host_config.network_mode.startswith("container:")
     sizes = await engine.run_blocking(sizes_of, engine, container) if size else (None, None)
-    from sampan.engine.logs import log_path
-
     log_type = record.host_config.log_config.type
     return ContainerInspect(
         id=record.id,
@@ -64,6 +60,9 @@ async def inspect(
         args=record.args,
         state=state_body(container.state),
         image=record.image_id,
+        resolv_conf_path=f"{directory}/resolv.conf" if has_files else "",
+        hostname_path=f"{directory}/hostname" if has_files else "",
+        hosts_path=f"{directory}/hosts" if has_files else "",
         log_path=log_path(engine, record) if log_type == "json-file" else "",
         name=f"/{record.name}",
         restart_count=container.state.restart_count,
@@ -77,7 +76,6 @@ async def inspect(
         mounts=[mount_point(mount) for mount in record.mounts if is_shown(mount)],
         config=record.config,
         network_settings=network_settings(container, version),
-        **files,
     )
 
 
@@ -87,7 +85,7 @@ def _driver_data(engine: Engine, key: str) -> dict[str, str] | None:
         mounts = engine.snapshots.mounts(key)
     except (NotFound, OSError):
         return None
-    data = {}
+    data: dict[str, str] = {}
     names = {"lowerdir": "LowerDir", "upperdir": "UpperDir", "workdir": "WorkDir"}
     for option in mounts[-1].get("options", []) if mounts else []:
         name, _, value = option.partition("=")
@@ -111,7 +109,8 @@ def sizes_of(engine: Engine, container: Container) -> tuple[int, int]:
         own = engine.snapshots.usage(container.id).bytes
     except NotFound:
         own = 0
-    return own, own + engine.catalog.size_of(container.record.image_id)
+    image = engine.catalog.find(container.record.image_id)
+    return own, own + (image.size if image is not None else 0)
 
 
 def state_body(state: ContainerState) -> State:
@@ -214,7 +213,9 @@ def _ports(container: Container) -> dict[str, list[PortBinding] | None]:
     """Exposed ports with nothing published are null; none of it while the container does not run."""
     if not container.is_running:
         return {}
-    ports: dict[str, list[PortBinding] | None] = dict.fromkeys(container.record.config.exposed_ports)
+    ports: dict[str, list[PortBinding] | None] = dict.fromkeys(
+        container.record.config.exposed_ports
+    )
     for port, pairs in container.state.ports.items():
         ports[port] = [PortBinding(host_ip=ip, host_port=number) for ip, number in pairs]
     return ports

@@ -22,6 +22,7 @@ from sampan.spec.engine.volume import (
     VolumesPruned,
     VolumeUsage,
 )
+from sampan.storage.access import opened_root
 from sampan.units import rfc3339nano
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ async def create_volume(engine: Engine, request: VolumeCreateRequest) -> Volume:
     """Make a volume; one that is there under this name and driver is given back."""
     if request.cluster_volume_spec is not None:
         raise InvalidArgument("cluster volumes need a swarm, which this engine is no part of")
-    is_new = not request.name or engine.volumes.find(request.name) is None
+    is_new = not request.name or find(engine, request.name) is None
     record = await engine.run_blocking(
         engine.volumes.create,
         request.name or ids.new_id(),
@@ -88,6 +89,13 @@ async def list_volumes(engine: Engine, filters: Filters) -> VolumeList:
     return VolumeList(volumes=sorted(rows, key=lambda row: row.name))
 
 
+def find(engine: Engine, name: str) -> VolumeRecord | None:
+    try:
+        return engine.volumes.get(name)
+    except NotFound:
+        return None
+
+
 def users_by_volume(engine: Engine) -> dict[str, list[str]]:
     """Volume name -> ids of the containers that have it, running or not."""
     users: dict[str, list[str]] = {}
@@ -99,7 +107,7 @@ def users_by_volume(engine: Engine) -> dict[str, list[str]]:
 
 
 async def remove_volume(engine: Engine, name: str, *, force: bool = False) -> None:
-    record = engine.volumes.find(name)
+    record = find(engine, name)
     if record is None:
         if force:
             return
@@ -155,7 +163,11 @@ def usage_rows(engine: Engine, users: dict[str, list[str]]) -> list[Volume]:
 
 def prepare_volumes(engine: Engine, record: ContainerRecord) -> tuple[MountRecord, ...]:
     """Blocking, at create: the volumes exist afterwards; returns the mounts with their sources filled in."""
-    return tuple(_prepared(engine, mount) for mount in record.mounts)
+    mounts = tuple(_prepared(engine, mount) for mount in record.mounts)
+    for mount in mounts:
+        if mount.type == "volume":
+            engine.volumes.hold(mount.name, record.id)
+    return mounts
 
 
 def _prepared(engine: Engine, mount: MountRecord) -> MountRecord:
@@ -178,31 +190,44 @@ def mount_volumes(engine: Engine, record: ContainerRecord) -> tuple[MountRecord,
         if mount.type == "volume":
             # It may have been removed by hand, or with the store: made again, as Docker does.
             mount = _prepared(engine, mount)
-            source = engine.volumes.mount(mount.name, record.id)
-            if not mount.no_copy:
-                engine.volumes.copy_up(
-                    mount.name, engine.snapshots.mounts(record.id), mount.destination
-                )
-            if mount.subpath:
-                source = engine.volumes.subpath(mount.name, mount.subpath)
+            source = engine.volumes.mount(mount.name, record.id, subpath=mount.subpath)
+            if not mount.no_copy and engine.volumes.is_empty(mount.name):
+                with opened_root(engine.snapshots.mounts(record.id)) as root:
+                    engine.volumes.copy_up(mount.name, root, mount.destination)
             mount = msgspec.structs.replace(mount, source=str(source))
         found.append(mount)
     return tuple(found)
 
 
-def release_volume_mounts(engine: Engine, container_id: str) -> None:
-    """Blocking, at exit: this container holds no volume mounted any more."""
-    engine.volumes.release(container_id)
+def release_volume_mounts(engine: Engine, record_id: str, mounts: tuple[MountRecord, ...]) -> None:
+    """Blocking, at exit: this container holds no volume mounted any more (but it still has them)."""
+    for mount in mounts:
+        if mount.type == "volume":
+            engine.volumes.unmount(mount.name, record_id)
+
+
+def hold_volumes(engine: Engine, record: ContainerRecord) -> None:
+    """At the engine's start: who has which volume is known again."""
+    for mount in record.mounts:
+        if mount.type == "volume" and find(engine, mount.name) is not None:
+            engine.volumes.hold(mount.name, record.id)
 
 
 def release_volumes(
-    engine: Engine, container_id: str, mounts: tuple[MountRecord, ...]
+    engine: Engine,
+    container_id: str,
+    mounts: tuple[MountRecord, ...],
+    *,
+    with_anonymous: bool = True,
 ) -> None:
-    """Blocking, at `rm -v`: its anonymous volumes go, unless another container has them too."""
+    """Blocking, at `rm`: it has no volume any more; with `-v` its anonymous ones go, unless others have them too."""
+    engine.volumes.release(container_id)
     for mount in mounts:
-        if mount.type != "volume" or not mount.anonymous:
+        if not (with_anonymous and mount.type == "volume" and mount.anonymous):
             continue
-        others = [c.id for c in engine.containers if c.id != container_id and _has(c.record, mount.name)]
+        others = [
+            c.id for c in engine.containers if c.id != container_id and _has(c.record, mount.name)
+        ]
         if others:
             continue
         try:

@@ -1,0 +1,440 @@
+"""`sampan daemon`: put the services together, serve, and leave containers running when told to stop.
+
+    1 flock on <root>        one engine for each root; never a question of pids
+    2 services               store, images, snapshots, volumes, networks, launcher
+    3 restore                containers found again: store (wishes), run directory (facts), kernel (what lives)
+    4 listen                 unix, tcp, fd:// (API); ready is told to systemd
+    TERM, INT                no new requests, verbs under way finish, containers stay (as with Docker's live-restore)
+    HUP                      debug level is read again from daemon.json
+
+Whatever is killed with -9 at any point is repaired by the next start: sweeping is part of restore.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from sampan import config as configuration
+from sampan import ids
+from sampan.api.server import ApiServer
+from sampan.cgroups import manager as cgroups
+from sampan.config import Config
+from sampan.engine import supervise, volumes
+from sampan.engine.context import Engine
+from sampan.engine.live import Containers
+from sampan.engine.records import (
+    CONTAINER,
+    STATE,
+    ContainerRecord,
+    ContainerState,
+    SharedFacts,
+)
+from sampan.errors import Conflict, SampanError
+from sampan.images.catalog import Catalog
+from sampan.images.endpoints import RegistryConfig
+from sampan.images.pull import Puller
+from sampan.network.manager import NetworkManager, Settings
+from sampan.shim.client import LauncherClient
+from sampan.shim.logwatch import LogWatch
+from sampan.storage.blobs import BlobStore
+from sampan.storage.drivers import open_snapshotter
+from sampan.storage.volumes import Volumes
+from sampan.store import Store
+
+log = logging.getLogger("sampan.daemon")
+
+POOL_SIZE = 32
+GOARCH = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "riscv64": "riscv64",
+    "s390x": "s390x",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process's whole life; its exit code."""
+    try:
+        config = configuration.load(sys.argv[1:] if arguments is None else arguments, os.environ)
+        start_logging(config)
+        os.umask(0o022)
+        with Lock(config):
+            asyncio.run(serve(config))
+    except SampanError as error:
+        hint = f"\n({error.hint})" if error.hint else ""
+        print(f"sampan daemon: {error.message}{hint}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def start_logging(config: Config) -> None:
+    level = "debug" if config.debug else config.log_level
+    names = {"warn": logging.WARNING, "fatal": logging.CRITICAL}
+    logging.basicConfig(
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=names.get(level, level.upper()),
+    )
+
+
+class Lock:
+    """The root belongs to one engine while this is held: a flock ends with its process, however that ends."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._fd = -1
+
+    def __enter__(self) -> Lock:
+        config = self._config
+        make_directories(config)
+        self._fd = os.open(config.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise Conflict(
+                f"another engine already uses {config.root}",
+                hint="stop it, or choose another --root",
+            ) from None
+        if config.pidfile:
+            Path(config.pidfile).write_text(f"{os.getpid()}\n")
+        (config.run / "sampan.pid").write_text(f"{os.getpid()}\n")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        config = self._config
+        (config.run / "sampan.pid").unlink(missing_ok=True)
+        if config.pidfile:
+            Path(config.pidfile).unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def make_directories(config: Config) -> None:
+    """State is closed to other users; 0711 lets them through to the socket, and containers to their root."""
+    for path in (config.root, config.run):
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        path.chmod(0o711)
+    for path in (config.containers_dir, config.run / "containers"):
+        path.mkdir(mode=0o711, exist_ok=True)
+
+
+# -- the services ----------------------------------------------------------------------------------
+
+
+def build_engine(config: Config) -> Engine:
+    """Everything but what needs a running loop."""
+    store = Store(config.store_path)
+    if store.damage:
+        log.error("the store was damaged: %s", store.damage)
+    host = cgroups.detect()
+    snapshots = open_snapshotter(config.root / "snapshots", config.storage_driver)
+    snapshots.sweep()
+    blobs = BlobStore(config.root / "images")
+    catalog = Catalog(blobs, snapshots)
+    registries = RegistryConfig(
+        mirrors=config.registry_mirrors,
+        insecure=config.insecure_registries,
+        concurrent_downloads=config.max_concurrent_downloads,
+        concurrent_uploads=config.max_concurrent_uploads,
+        attempts=config.max_download_attempts,
+    )
+    return Engine(
+        id=engine_id(store),
+        config=config,
+        facts=probe_host(config, host),
+        cgroup_host=host,
+        store=store,
+        blobs=blobs,
+        snapshots=snapshots,
+        catalog=catalog,
+        puller=Puller(catalog, registries),
+        registries=registries,
+        volumes=Volumes(config.root / "volumes"),
+        networks=NetworkManager(network_settings(config), store),
+        launcher=LauncherClient(str(config.run)),
+        log_watch=LogWatch(),
+        pool=ThreadPoolExecutor(POOL_SIZE, thread_name_prefix="work"),
+        containers=Containers(store),
+    )
+
+
+def engine_id(store: Store) -> str:
+    """A name for this engine that survives restarts."""
+    found = store.meta("engine-id")
+    if found is None:
+        found = ids.new_id()[:32]
+        found = f"{found[:8]}-{found[8:12]}-{found[12:16]}-{found[16:20]}-{found[20:]}"
+        store.set_meta("engine-id", found)
+    return found
+
+
+def network_settings(config: Config) -> Settings:
+    return Settings(
+        instance=config.instance,
+        run=config.run,
+        default_bridge=config.bridge,
+        bip=config.bip,
+        fixed_cidr=config.fixed_cidr,
+        fixed_cidr_v6=config.fixed_cidr_v6,
+        default_gateway=config.default_gateway,
+        ipv6=config.ipv6,
+        pools=tuple((pool.base, pool.size) for pool in config.address_pools),
+        mtu=config.mtu,
+        icc=config.icc,
+        masquerade=config.ip_masq,
+        firewall=config.iptables,
+        forward=config.ip_forward,
+        publish_ip=config.ip,
+        dns=config.dns,
+    )
+
+
+def probe_host(config: Config, host: cgroups.CgroupHost) -> SharedFacts:
+    """What this machine is and can, for the parts that only decide."""
+    uname = os.uname()
+    memory = host.mounts.get("memory", "")
+    return SharedFacts(
+        kernel=uname.release,
+        architecture=GOARCH.get(uname.machine, uname.machine),
+        cpus=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        cgroup_version=2 if host.mode == "v2" else 1,
+        has_memory_limit=host.has("memory"),
+        has_swap_limit=host.mode == "v2" or os.path.exists(f"{memory}/memory.memsw.limit_in_bytes"),
+        has_cpu_cfs=host.has("cpu"),
+        has_cpu_shares=host.has("cpu"),
+        has_cpuset=host.has("cpuset"),
+        has_pids_limit=host.has("pids"),
+        has_blkio_weight=_has_blkio_weight(host),
+        has_oom_kill_disable=bool(memory) and os.path.exists(f"{memory}/memory.oom_control"),
+        has_apparmor=_read("/sys/module/apparmor/parameters/enabled") == "Y",
+        has_selinux=os.path.exists("/sys/fs/selinux/enforce"),
+        rootless=config.rootless,
+        cpuset_cpus=_cpuset(host, "cpus"),
+        cpuset_mems=_cpuset(host, "mems"),
+    )
+
+
+def _has_blkio_weight(host: cgroups.CgroupHost) -> bool:
+    directory = host.mounts.get("blkio", "")
+    if directory:
+        return any(os.path.exists(f"{directory}/blkio.{name}") for name in ("weight", "bfq.weight"))
+    return host.has("blkio")
+
+
+def _cpuset(host: cgroups.CgroupHost, what: str) -> str:
+    directory = host.mounts.get("cpuset", "")
+    names = (
+        (f"{directory}/cpuset.{what}",)
+        if directory
+        else (f"{host.unified}/cpuset.{what}.effective",)
+    )
+    return next((text for name in names if (text := _read(name))), "")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+# -- restore ---------------------------------------------------------------------------------------
+
+
+def load_containers(engine: Engine) -> None:
+    """The store's containers into the index; what is damaged is kept, named, and never starts."""
+    states: dict[str, ContainerState] = {}
+    for key, raw in engine.store.items_raw(STATE):
+        try:
+            states[key] = msgspec.json.decode(raw, type=ContainerState)
+        except msgspec.MsgspecError as error:
+            log.error("the state of container %s is damaged: %s", key[:12], error)
+    known = dict(engine.store.items_raw(CONTAINER))
+    for directory in sorted(engine.config.containers_dir.iterdir()):
+        if ids.is_hex(directory.name) and directory.name not in known:
+            _recover(engine, directory, known)
+    for key, raw in known.items():
+        record, trouble = _decode_record(engine, key, raw)
+        if record is None:
+            log.error("container %s is lost: %s", key[:12], trouble)
+            continue
+        container = engine.containers.adopt(record, states.get(key, ContainerState()))
+        container.broken = trouble
+        volumes.hold_volumes(engine, record)
+
+
+def _decode_record(engine: Engine, key: str, raw: bytes) -> tuple[ContainerRecord | None, str]:
+    try:
+        return msgspec.json.decode(raw, type=ContainerRecord), ""
+    except msgspec.MsgspecError as error:
+        trouble = str(error)
+    copy = engine.container_dir(key) / "record.json"
+    try:
+        record = msgspec.json.decode(copy.read_bytes(), type=ContainerRecord)
+    except (OSError, msgspec.MsgspecError) as error:
+        return None, f"{trouble}; its copy: {error}"
+    engine.store.put(CONTAINER, key, record)
+    return record, ""
+
+
+def _recover(engine: Engine, directory: Path, known: dict[str, bytes]) -> None:
+    """A container's directory without a record: a damaged store, or a create or remove that was cut short."""
+    copy = directory / "record.json"
+    if not engine.store.damage:
+        _sweep_container(engine, directory)
+        return
+    try:
+        raw = copy.read_bytes()
+        record = msgspec.json.decode(raw, type=ContainerRecord)
+        engine.containers.reserve(record.name, record.id)
+    except (OSError, msgspec.MsgspecError, Conflict) as error:
+        log.error("container %s cannot be rebuilt: %s", directory.name[:12], error)
+        return
+    engine.store.put(CONTAINER, record.id, raw)
+    known[record.id] = raw
+    log.warning("container %s was rebuilt from its own copy", record.name)
+
+
+def _sweep_container(engine: Engine, directory: Path) -> None:
+    """Left by a create that never answered, or by a remove that nearly had."""
+    try:
+        if engine.snapshots.exists(directory.name):
+            engine.snapshots.remove(directory.name)
+    except SampanError as error:
+        log.warning("snapshot %s stays: %s", directory.name[:12], error)
+        return
+    shutil.rmtree(engine.run_dir(directory.name), ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+async def restore(engine: Engine) -> None:
+    """From the files to living containers, then networks, then what policies want started."""
+    load_containers(engine)
+    for container in engine.containers:
+        await supervise.adopt_unrecorded(engine, container)
+    live = {
+        c.id: f"/proc/{c.state.pid}/ns/net"
+        for c in engine.containers
+        if c.is_running and os.path.exists(f"/proc/{c.state.pid}/ns/net")
+    }
+    await engine.run_blocking(engine.networks.start, live)
+    await supervise.restore(engine)
+    engine.catalog.keepers.append(lambda: [c.record.chain_id for c in engine.containers])
+
+
+# -- serving ---------------------------------------------------------------------------------------
+
+
+async def serve(config: Config) -> None:
+    engine = build_engine(config)
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _reload, config)
+    loop.add_reader(engine.log_watch.fileno(), engine.log_watch.dispatch)
+    await engine.run_blocking(engine.launcher.ensure)
+    await restore(engine)
+    unwatch = _watch_rules(engine)
+    server = ApiServer(engine)
+    await server.listen()
+    gc.freeze()
+    notify("READY=1")
+    log.info("engine %s is ready: %s containers", engine.id, len(engine.containers))
+    await stop.wait()
+    log.info("stopping; containers stay")
+    notify("STOPPING=1")
+    await server.close(grace_seconds=min(5, config.shutdown_timeout))
+    unwatch()
+    await shut_down(engine)
+
+
+def _watch_rules(engine: Engine) -> Callable[[], None]:
+    """Somebody flushed the firewall: our rules come back."""
+    loop = asyncio.get_running_loop()
+    watch = engine.networks.watch()
+    if watch is None:
+        return lambda: None
+
+    def changed() -> None:
+        if watch.something_was_deleted():
+            engine.background.spawn(_repair(engine), "repair rules")
+
+    loop.add_reader(watch.fileno(), changed)
+
+    def end() -> None:
+        loop.remove_reader(watch.fileno())
+        watch.close()
+
+    return end
+
+
+async def _repair(engine: Engine) -> None:
+    if await engine.run_blocking(engine.networks.repair):
+        log.warning("the rules of the firewall were gone and have been put back")
+
+
+async def shut_down(engine: Engine) -> None:
+    """Leave everything that runs; close what is ours."""
+    for container in engine.containers:
+        for task in (container.health_task, container.restart_task):
+            if task is not None:
+                task.cancel()
+    await engine.background.settle(timeout_s=5)
+    for container in engine.containers:
+        if container.shim is not None:
+            container.shim.close()
+        for waiting in container.pending:
+            waiting.close()
+    asyncio.get_running_loop().remove_reader(engine.log_watch.fileno())
+    engine.log_watch.close()
+    await engine.run_blocking(engine.networks.stop)
+    engine.launcher.close()
+    engine.pool.shutdown(wait=True, cancel_futures=True)
+    engine.store.close()
+
+
+def _reload(config: Config) -> None:
+    """Docker re-reads a few keys on SIGHUP; here it is the one that operators turn at run time."""
+    try:
+        fresh = configuration.load(sys.argv[1:], os.environ)
+    except SampanError as error:
+        log.error("the configuration was not read again: %s", error)
+        return
+    level = logging.DEBUG if fresh.debug else logging.INFO
+    logging.getLogger().setLevel(level)
+    log.info("configuration read again from %s", config.config_file)
+
+
+def notify(state: str) -> None:
+    """sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
+            sock.sendall(state.encode())
+        except OSError as error:
+            log.debug("nobody takes notifications on %s: %s", address, error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

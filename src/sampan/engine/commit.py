@@ -1,0 +1,117 @@
+"""Commit: what a container wrote becomes a layer, and its configuration an image on top of its own."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sampan.engine import merge
+from sampan.engine.image_views import run_config
+from sampan.errors import Conflict, NotFound, SampanError
+from sampan.images.assemble import assemble, extend, parts_of
+from sampan.images.changes import apply_changes
+from sampan.images.rootfs import store_layer, target_reference
+from sampan.images.transport import Cancel
+from sampan.images.unpack import unpack
+from sampan.spec.engine.container import ContainerConfig, IdResponse
+from sampan.spec.image import History, RunConfig
+from sampan.storage.snapshots import chain_ids
+from sampan.storage.streams import ChunkReader
+from sampan.units import rfc3339nano
+
+if TYPE_CHECKING:
+    from sampan.engine.context import Engine
+    from sampan.engine.live import Container
+    from sampan.images.catalog import Image
+
+
+async def commit(
+    engine: Engine,
+    *,
+    container: str,
+    repo: str = "",
+    tag: str = "",
+    comment: str = "",
+    author: str = "",
+    pause: bool = True,
+    changes: list[str],
+    config: ContainerConfig | None = None,
+) -> IdResponse:
+    """Make the image; a running container is paused meanwhile unless the caller says not to."""
+    found = engine.containers.find(container)
+    target_reference(repo, tag)
+    async with found.lock:
+        if found.state.dead or found.state.removing:
+            raise Conflict(f"You cannot commit container {found.id} which is Dead")
+        frozen = pause and found.is_running and not found.state.paused and found.shim is not None
+        if frozen and found.shim is not None:
+            await found.shim.call({"op": "pause"})
+        try:
+            image = await engine.run_blocking(
+                _commit, engine, found, repo, tag, comment, author, changes, config
+            )
+        finally:
+            if frozen and found.shim is not None:
+                try:
+                    await found.shim.call({"op": "unpause"})
+                except SampanError:
+                    pass  # it ended meanwhile
+    name = f"{repo}:{tag or 'latest'}" if repo else ""
+    engine.events.tell(
+        "container",
+        "commit",
+        found.id,
+        found.attributes(comment=comment, imageID=image.id, imageRef=name),
+    )
+    return IdResponse(id=image.id)
+
+
+def _commit(
+    engine: Engine,
+    container: Container,
+    repo: str,
+    tag: str,
+    comment: str,
+    author: str,
+    changes: list[str],
+    config: ContainerConfig | None,
+) -> Image:
+    record, catalog = container.record, engine.catalog
+    parent = catalog.find(record.image_id)
+    if parent is None:
+        raise NotFound(f"No such image: {record.image_id}")
+    reference = target_reference(repo, tag)
+    wanted = _configuration(record.config, config, changes)
+    created = rfc3339nano(time.time_ns())
+    command = " ".join([record.path, *record.args])
+    with catalog.holding() as hold:
+        parts = parts_of(parent)
+        stream = ChunkReader(engine.snapshots.diff(record.id))
+        layer = store_layer(catalog, hold, stream, Cancel.never())
+        parts = extend(
+            parts,
+            config=wanted,
+            layers=[layer],
+            history=History(created=created, created_by=command, author=author, comment=comment),
+            created=created,
+            author=author,
+            comment=comment,
+        )
+        diff_ids = [one.diff_id for one in parts.layers]
+        hold.layers(*chain_ids(diff_ids))
+        unpack(catalog, [one.descriptor for one in parts.layers], diff_ids)
+        return assemble(
+            catalog, parts, references=(reference,) if reference else (), parent=parent.id
+        )
+
+
+def _configuration(
+    own: ContainerConfig, given: ContainerConfig | None, changes: list[str]
+) -> RunConfig:
+    """The container's, with what the request's body and `--change` say over it."""
+    base = run_config(msgspec.structs.replace(own, hostname="", domainname=""))
+    if given is not None and given != ContainerConfig():
+        base = run_config(merge.merge(given, base))
+    return apply_changes(base, changes)

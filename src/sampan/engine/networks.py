@@ -1,0 +1,318 @@
+"""Network verbs: list, inspect, create, connect, disconnect, remove, prune; their events."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sampan.engine import networking, resources
+from sampan.engine.filters import Filters, accepts_labels, check_filters, one_bool, until_ns
+from sampan.errors import Conflict, Internal, InvalidArgument, NotFound, SampanError
+from sampan.network.records import NetworkRecord, NetworkSpec, PoolSpec
+from sampan.spec.engine.container import EndpointSettings
+from sampan.spec.engine.network import (
+    ConfigReference,
+    ConnectRequest,
+    DisconnectRequest,
+    EndpointResource,
+    Ipam,
+    IpamConfig,
+    NetworkCreateRequest,
+    NetworkCreateResponse,
+    NetworkInspect,
+    NetworksPruned,
+)
+from sampan.units import parse_time
+
+if TYPE_CHECKING:
+    from sampan.engine.context import Engine
+    from sampan.engine.live import Container
+
+LIST_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
+PRUNE_FILTERS = ("until", "label", "label!")
+
+
+# -- looking ---------------------------------------------------------------------------------------
+
+
+async def list_networks(engine: Engine, filters: Filters) -> list[NetworkInspect]:
+    check_filters(filters, LIST_FILTERS)
+    dangling = one_bool(filters, "dangling")
+    for word in filters.get("type", ()):
+        if word not in ("custom", "builtin"):
+            raise InvalidArgument(f"invalid filter: 'type'='{word}'")
+    used = _used_networks(engine)
+    rows = []
+    for record in engine.networks.networks():
+        if not _accepts(record, filters):
+            continue
+        if dangling is not None and (record.predefined or record.id in used) == dangling:
+            continue
+        rows.append(_body(record, {}))
+    return rows
+
+
+def _accepts(record: NetworkRecord, filters: Filters) -> bool:
+    for key, wanted in filters.items():
+        if key == "driver":
+            accepted = record.driver in wanted
+        elif key == "id":
+            accepted = any(record.id.startswith(text) for text in wanted)
+        elif key == "name":
+            accepted = any(text in record.name for text in wanted)
+        elif key == "scope":
+            accepted = record.spec.scope in wanted
+        elif key == "type":
+            accepted = ("builtin" if record.predefined else "custom") in wanted
+        elif key == "label":
+            accepted = accepts_labels(record.spec.labels, {"label": wanted})
+        else:
+            accepted = True
+        if not accepted:
+            return False
+    return True
+
+
+def _used_networks(engine: Engine) -> set[str]:
+    return {
+        record.id for record in engine.networks.networks() if engine.networks.endpoints(record.id)
+    }
+
+
+async def inspect_network(
+    engine: Engine, ref: str, *, verbose: bool = False, scope: str = ""
+) -> NetworkInspect:
+    record = engine.networks.find(ref)
+    if scope and scope != record.spec.scope:
+        raise NotFound(f"network {ref} not found")
+    del verbose  # tells of a swarm's tasks, of which there are none
+    members = {
+        e.container_id: EndpointResource(
+            name=e.container_name,
+            endpoint_id=e.id,
+            mac_address=e.mac,
+            ipv4_address=f"{e.ipv4}/{e.prefix4}" if e.ipv4 else "",
+            ipv6_address=f"{e.ipv6}/{e.prefix6}" if e.ipv6 else "",
+        )
+        for e in engine.networks.endpoints(record.id)
+    }
+    return _body(record, members)
+
+
+def _body(record: NetworkRecord, members: dict[str, EndpointResource]) -> NetworkInspect:
+    spec = record.spec
+    pools = [
+        IpamConfig(
+            subnet=pool.subnet,
+            ip_range=pool.ip_range,
+            gateway=pool.gateway,
+            auxiliary_addresses=pool.aux,
+        )
+        for pool in record.pools
+    ]
+    return NetworkInspect(
+        name=spec.name,
+        id=record.id,
+        created=record.created,
+        scope=spec.scope,
+        driver=spec.driver,
+        enable_ipv4=spec.enable_ipv4,
+        enable_ipv6=spec.enable_ipv6,
+        ipam=Ipam(
+            driver=spec.ipam_driver or "default",
+            options=dict(spec.ipam_options) or None,
+            config=pools,
+        ),
+        internal=spec.internal,
+        attachable=spec.attachable,
+        ingress=spec.ingress,
+        config_from=ConfigReference(network=spec.config_from),
+        config_only=spec.config_only,
+        containers=members,
+        options=dict(spec.options),
+        labels=dict(spec.labels),
+    )
+
+
+# -- create and remove -----------------------------------------------------------------------------
+
+
+async def create_network(engine: Engine, request: NetworkCreateRequest) -> NetworkCreateResponse:
+    ipam = request.ipam or Ipam()
+    spec = NetworkSpec(
+        name=request.name,
+        driver=request.driver or "bridge",
+        scope=request.scope or "local",
+        internal=request.internal,
+        attachable=request.attachable,
+        ingress=request.ingress,
+        enable_ipv4=request.enable_ipv4 is not False,
+        enable_ipv6=bool(request.enable_ipv6),
+        ipam_driver=ipam.driver or "default",
+        ipam_options=dict(ipam.options or {}),
+        pools=tuple(
+            PoolSpec(
+                subnet=pool.subnet,
+                ip_range=pool.ip_range,
+                gateway=pool.gateway,
+                aux=dict(pool.auxiliary_addresses),
+            )
+            for pool in ipam.config or ()
+        ),
+        options=dict(request.options or {}),
+        labels=dict(request.labels or {}),
+        config_only=request.config_only,
+        config_from=request.config_from.network if request.config_from else "",
+    )
+    record = await engine.run_blocking(engine.networks.create, spec)
+    _tell(engine, "create", record)
+    return NetworkCreateResponse(id=record.id)
+
+
+def _tell(engine: Engine, action: str, record: NetworkRecord, **more: str) -> None:
+    attributes = {**record.spec.labels, "name": record.name, "type": record.driver, **more}
+    engine.events.tell("network", action, record.id, attributes)
+
+
+async def remove_network(engine: Engine, ref: str) -> None:
+    record = await engine.run_blocking(engine.networks.remove, ref)
+    _tell(engine, "destroy", record)
+
+
+async def prune_networks(engine: Engine, filters: Filters) -> NetworksPruned:
+    """Remove networks that no container is in, or would be in when it starts."""
+    check_filters(filters, PRUNE_FILTERS)
+    before = until_ns(filters)
+    if "network" in engine.pruning:
+        raise Conflict("a prune operation is already running")
+    engine.pruning.add("network")
+    deleted = []
+    try:
+        wished = {name for c in engine.containers if c.is_running for name in c.record.networks}
+        for record in engine.networks.networks():
+            if record.predefined or {record.name, record.id} & wished:
+                continue
+            if before is not None and (parse_time(record.created) or 0) > before:
+                continue
+            if not accepts_labels(record.spec.labels, filters):
+                continue
+            try:
+                await engine.run_blocking(engine.networks.remove, record.id)
+            except SampanError:
+                continue  # somebody joined it in between
+            _tell(engine, "destroy", record)
+            deleted.append(record.name)
+    finally:
+        engine.pruning.discard("network")
+    engine.events.tell("network", "prune", "", {"reclaimed": "0"})
+    return NetworksPruned(networks_deleted=deleted or None)
+
+
+# -- connect and disconnect ------------------------------------------------------------------------
+
+
+@contextmanager
+def namespace_of(container: Container) -> Iterator[int]:
+    """A descriptor of a running container's network namespace."""
+    state = container.state
+    fd = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if resources.process_start_time(state.pid) != state.start_time:
+            raise Conflict(f"container {container.id} has just ended")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+async def connect(engine: Engine, ref: str, request: ConnectRequest) -> None:
+    """Put a container into one more network, at once if it runs."""
+    record = engine.networks.find(ref)
+    container = engine.containers.find(request.container)
+    wish = request.endpoint_config or EndpointSettings()
+    async with container.lock:
+        mode = networking.mode_kind(container.record.host_config.network_mode)
+        _refuse_connect(container, mode, record)
+        if not container.is_running:
+            if record.name in container.record.networks:
+                raise Conflict(
+                    f"endpoint with name {container.name} already exists in network {record.name}"
+                )
+            container.save_record(networks={**container.record.networks, record.name: wish})
+        else:
+            settings = await engine.run_blocking(_connect_running, engine, container, record, wish)
+            container.save_record(networks={**container.record.networks, record.name: wish})
+            endpoints = {**container.state.endpoints, record.name: settings}
+            container.save_state(endpoints=endpoints)
+    _tell(engine, "connect", record, container=container.id)
+
+
+def _refuse_connect(container: Container, mode: str, record: NetworkRecord) -> None:
+    if container.state.removing or container.state.dead:
+        raise Conflict(
+            f"container {container.id} is marked for removal and cannot be connected or disconnected to the network"
+        )
+    if mode == "container":
+        raise InvalidArgument(
+            "container sharing network namespace with another container or host cannot be connected to any other network"
+        )
+    if mode == "host" or record.name == "host":
+        raise InvalidArgument(
+            "container cannot be connected to host network or disconnected from it"
+            if record.name == "host"
+            else "container sharing network namespace with another container or host cannot be connected to any other network"
+        )
+    if (mode == "none") != (record.name == "none"):
+        raise InvalidArgument(
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+        )
+
+
+def _connect_running(
+    engine: Engine, container: Container, record: NetworkRecord, wish: EndpointSettings
+) -> EndpointSettings:
+    own = container.record
+    endpoint_wish = networking.endpoint_wish(engine, own, record.name, wish)
+    with namespace_of(container) as namespace:
+        endpoint = engine.networks.connect(
+            endpoint_wish, networking.sandbox_wish(engine, own), namespace
+        )
+    networking.refresh_files(engine, own)
+    own = msgspec.structs.replace(own, networks={**own.networks, record.name: wish})
+    return networking.endpoint_settings(own, endpoint)
+
+
+async def disconnect(engine: Engine, ref: str, request: DisconnectRequest) -> None:
+    """Take a container out of a network."""
+    record = engine.networks.find(ref)
+    try:
+        container = engine.containers.find(request.container)
+    except NotFound:
+        if not request.force:
+            raise
+        await engine.run_blocking(engine.networks.disconnect, request.container, record.id, None)
+        return
+    async with container.lock:
+        if record.name == "host":
+            raise InvalidArgument(
+                "container cannot be disconnected from host network or connected to host network"
+            )
+        known = container.record.networks
+        if record.name not in known and record.id not in known:
+            raise Internal(f"container {container.id} is not connected to network {record.name}")
+        if container.is_running and record.name in container.state.endpoints:
+            await engine.run_blocking(_disconnect_running, engine, container, record)
+        rest = {k: v for k, v in known.items() if k not in (record.name, record.id)}
+        container.save_record(networks=rest)
+        endpoints = {k: v for k, v in container.state.endpoints.items() if k != record.name}
+        container.save_state(endpoints=endpoints)
+    _tell(engine, "disconnect", record, container=container.id)
+
+
+def _disconnect_running(engine: Engine, container: Container, record: NetworkRecord) -> None:
+    with namespace_of(container) as namespace:
+        engine.networks.disconnect(container.id, record.id, namespace)
+    networking.refresh_files(engine, container.record)
