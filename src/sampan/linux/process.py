@@ -97,10 +97,10 @@ def signal_name(number: int) -> str:
 
 
 def reset_signals() -> None:
-    """Every signal to its default and none blocked: CPython ignores SIGPIPE and SIGXFSZ, and execve keeps
-    ignored signals ignored (security rule P4)."""
+    """Every signal to its default and none blocked: CPython ignores SIGPIPE and SIGXFSZ, glibc's posix_spawn
+    leaves its own 32 and 33 ignored, and execve keeps ignored signals ignored (security rule P4)."""
     for number in range(1, c.SIGRTMAX + 1):
-        if number not in (c.SIGNALS["SIGKILL"], c.SIGNALS["SIGSTOP"], 32, 33):
+        if number not in (c.SIGNALS["SIGKILL"], c.SIGNALS["SIGSTOP"]):
             default_signal(number)
     unblock_all_signals()
 

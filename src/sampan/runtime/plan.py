@@ -158,7 +158,8 @@ def make_plan(
     rootfs_mounts   mounts that init performs on `rootfs` first, in its own mount namespace (trusted paths)
     image_root      the root is ours to change: symlinks at /proc, /sys, /dev give way to directories
     netns_fd        an open network namespace to join, whatever the spec says
-    extra           {"seccomp": "default"}: compile the default profile; {"init": True}: a reaper as process 1
+    extra           {"seccomp": "default"}: compile the default profile; {"init": True}: a reaper as process 1;
+                    {"die_with_parent": True}: SIGKILL when the process that launched it (a shim) dies
     """
     plan = LaunchPlan()
     process = spec.get("process")
@@ -423,7 +424,13 @@ def _plan_process(
         plan.opens.append(("seccomp-agent", "connect", plan.filter.listener_path))
     plan.hooks_at_start = tuple(conversation.at_start(plan))
     plan.finish = tuple(
-        finish_steps(process, sets, plan.filter, rootless=plan.rootless and in_new_userns)
+        finish_steps(
+            process,
+            sets,
+            plan.filter,
+            rootless=plan.rootless and in_new_userns,
+            die_with_parent=bool(extra.get("die_with_parent")),
+        )
     )
 
 
@@ -470,7 +477,12 @@ def compile_filter(
 
 
 def finish_steps(
-    process: Process, sets: CapabilitySets, program: Program | None, *, rootless: bool = False
+    process: Process,
+    sets: CapabilitySets,
+    program: Program | None,
+    *,
+    rootless: bool = False,
+    die_with_parent: bool = False,
 ) -> list[Step]:
     """From the last Python decision to execve: see security.py for the order and its reasons."""
     user = process.get("user") or {}
@@ -519,6 +531,10 @@ def finish_steps(
     )
     steps.append(Step("check the working directory", security.check_directory))
     steps.append(Step("restore signals", security.restore_signals))
+    if (
+        die_with_parent
+    ):  # after the last change of user, which takes it back (prctl(2)); before seccomp
+        steps.append(Step("die with the supervisor", security.die_with_parent))
     if no_new_privileges:
         steps.append(Step("forbid new privileges", security.set_no_new_privileges))
     else:

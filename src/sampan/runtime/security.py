@@ -13,7 +13,7 @@ import posix
 
 from sampan.linux import constants as c
 from sampan.linux.paths import open_in_proc, write_file, write_in_proc
-from sampan.linux.process import reset_signals
+from sampan.linux.process import reset_signals, set_parent_death_signal
 from sampan.linux.syscalls import (
     capget,
     capset,
@@ -199,6 +199,11 @@ def set_no_new_privileges(stage: Stage) -> None:
 def install_filter(stage: Stage, program: Program) -> None:
     """The seccomp program; a flag that this kernel lacks and that only adds logging or speed is let go."""
     seccomp_filter(program.instructions, program.flags)
+
+
+def die_with_parent(stage: Stage) -> None:
+    """A container without its supervisor has nobody to read its output or report its exit."""
+    set_parent_death_signal(9)
 
 
 def restore_signals(stage: Stage) -> None:

@@ -341,18 +341,23 @@ class LauncherClient:
         shim (or the launcher under it) was killed and nothing runs: ask once more.
         """
         message = {**request, "op": "launch", "v": protocol.VERSION}
-        while self._ready:
-            shim = self._ready.pop(0)
+
+        def answered(reply: Message) -> None:
+            if on_reply is not None:
+                on_reply(reply)
+            self.refill()
+
+        while True:
+            spare = bool(self._ready)
+            shim = self._ready.pop(0) if spare else self._spawn()
+            shim.directory = str(request["dir"])
             try:
-                shim.directory = str(request["dir"])
-                shim.send(message, fds, on_reply)
+                shim.send(message, fds, answered)
                 return shim
             except ShimGone:
                 shim.close()
-        shim = self._spawn()
-        shim.directory = str(request["dir"])
-        shim.send(message, fds, on_reply)
-        return shim
+                if not spare:
+                    raise
 
     def launch(
         self, request: Message, fds: Sequence[int] = (), *, timeout: float = LAUNCH_TIMEOUT_S
@@ -362,6 +367,7 @@ class LauncherClient:
             shim = self.begin(request, fds)
             try:
                 shim.info = shim.wait_reply(1, timeout=timeout)
+                self.refill()
                 return shim
             except ShimGone:
                 if attempt == 2:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from sampan.cgroups.manager import Manager
     from sampan.cgroups.watch import OomWatch
+    from sampan.runtime.plan import LaunchPlan
+    from sampan.runtime.seccomp_cache import Program
     from sampan.shim.loop import Loop
 
     Message = dict[str, Any]
@@ -144,7 +146,8 @@ class Container:
         self.master = -1
         self.pidfd = -1
         self.streams = Streams(loop)
-        self.spec: Message = {}
+        self.spec: Any = {}
+        self.filter: Program | None = None
         self._cgroup: Manager | None = None
         self._oom: OomWatch | None = None
         self._oom_kills = 0
@@ -167,7 +170,9 @@ class Container:
                 self._add_client(attach, fds)
             if not self.tty:
                 pipes = Pipes(stdin=bool(request.get("open_stdin")))
-            starter = Launch(self._plan(request, fds), stdio=pipes.theirs if pipes else ())
+            plan = self._plan(request, fds)
+            self.filter = plan.filter
+            starter = Launch(plan, stdio=pipes.theirs if pipes else ())
             self._create(starter, request)
             self.started_at = time.time_ns()
             starter.start()
@@ -190,8 +195,10 @@ class Container:
             "warnings": self.warnings,
         }
 
-    def _plan(self, request: Message, fds: list[int]) -> Any:
+    def _plan(self, request: Message, fds: list[int]) -> LaunchPlan:
         spec = request["spec"]
+        if not isinstance(spec.get("process"), dict):
+            raise errors.InvalidArgument("process: required to start a container")
         self.spec = _what_execs_need(spec)
         namespaces = (spec.get("linux") or {}).get("namespaces") or ()
         self._shares_pids = not any(
@@ -469,8 +476,10 @@ class Container:
 
 
 def _what_execs_need(spec: Message) -> Message:
-    """The part of a spec that an exec looks at; the rest (mounts, and a seccomp profile's size) need not stay."""
-    return spec
+    """The part of a spec that an exec falls back on: the process's limits and labels. Environment, mounts and a
+    seccomp profile's tables need not stay in memory for the container's whole life."""
+    process = {key: value for key, value in spec["process"].items() if key not in ("args", "env")}
+    return {"ociVersion": spec.get("ociVersion", ""), "process": process}
 
 
 __all__ = ["Container", "LaunchError", "Pipes", "make_client", "set_window_size"]

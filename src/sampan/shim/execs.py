@@ -66,16 +66,17 @@ class Exec:
                     stdin=bool(request.get("open_stdin")),
                     output=client is not None or self._capture >= 0,
                 )
+            cgroup = self._container.cgroup()
             plan = make_join_plan(
                 request["process"],
                 spec=self._container.spec,
                 pid=self._container.pid,
                 start_time=self._container.start_time,
                 container_id=self._container.id,
-                program=self._container.program,
+                program=self._container.filter,
                 all_capabilities=bool(request.get("privileged")),
             )
-            child = join(plan, stdio=pipes.theirs if pipes else ())
+            child = join(plan, stdio=pipes.theirs if pipes else (), cgroup=cgroup)
         except BaseException:
             if client is not None:
                 client.close()
