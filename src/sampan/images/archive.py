@@ -26,11 +26,11 @@ import msgspec
 from sampan.errors import InvalidArgument, NotFound
 from sampan.images import legacy
 from sampan.images import platform as platforms
+from sampan.images.cancel import Cancel
 from sampan.images.catalog import Catalog, Hold, Image
 from sampan.images.members import Found, Members
 from sampan.images.platform import host_platform
 from sampan.images.progress import Progress, silent
-from sampan.images.transport import Cancel
 from sampan.images.unpack import unpack
 from sampan.spec.image import (
     ANNOTATION_CONTAINERD_NAME,

@@ -263,6 +263,8 @@ class Keyring:
     fetch: TokenFetcher
     credentials: Credentials | None = None
     client_id: str = "sampan"
+    wants_identity_token: bool = False  # `login`: a token to keep instead of the password
+    identity_token: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _challenge: Challenge | None = None
     _tokens: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -327,6 +329,7 @@ class Keyring:
         token = answer.token or answer.access_token
         if not token or not token.isascii() or any(c.isspace() for c in token):
             raise Unauthenticated("authorization server did not include a token in the response")
+        self.identity_token = answer.refresh_token
         life = min(max(answer.expires_in, _DEFAULT_TOKEN_LIFE_S), 86400)
         self._tokens[" ".join(scopes)] = (token, time.monotonic() + life * 0.9)
         return token
@@ -335,6 +338,8 @@ class Keyring:
         query = [("service", service)] if service else []
         query += [("scope", scope) for scope in scopes]
         headers = {}
+        if self.wants_identity_token:
+            query += [("offline_token", "true"), ("client_id", self.client_id)]
         if self.credentials is not None and self.credentials.username:
             query.append(("account", self.credentials.username))
             headers["Authorization"] = self.credentials.basic

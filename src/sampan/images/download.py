@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from sampan.errors import InvalidArgument
-from sampan.images.transport import Cancel, ConnectionFailed, Response
+from sampan.images.cancel import Cancel
+from sampan.images.transport import ConnectionFailed, Response
 from sampan.spec.image import Descriptor
 from sampan.storage.blobs import BlobStore, Ingest
 

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from sampan.images.cancel import Cancel
 from sampan.images.progress import Progress
-from sampan.images.transport import Cancel
 
 T = TypeVar("T")
 Work = Callable[[Progress, Cancel], T]

@@ -11,8 +11,8 @@ import hashlib
 import msgspec
 
 from sampan.errors import InvalidArgument
+from sampan.images.cancel import Cancel
 from sampan.images.catalog import Catalog, Hold
-from sampan.images.transport import Cancel
 from sampan.spec.image import Descriptor, ImageDocument, Manifest
 from sampan.spec.reference import Reference, digest_of, quoted
 from sampan.storage import decompress

@@ -20,15 +20,17 @@ from sampan.errors import Internal, InvalidArgument, PermissionDenied, SampanErr
 from sampan.images import platform as platforms
 from sampan.images.auth import Credentials
 from sampan.images.builtin import offline_hint
+from sampan.images.cancel import Cancel
 from sampan.images.catalog import Catalog, Image
-from sampan.images.download import DamagedPartial, Download, Downloads, Follower
+from sampan.images.download import DamagedPartial, Downloads, Follower
 from sampan.images.endpoints import RegistryConfig
+from sampan.images.faults import as_failure
 from sampan.images.flights import Flights
 from sampan.images.platform import host_platform, parse_platform
 from sampan.images.progress import Meter, Progress, line, message, short, silent
-from sampan.images.registry import Fetched, Registry, Repository, as_failure
-from sampan.images.transport import Cancel, ConnectionFailed, Response
-from sampan.images.unpack import Metered, publish, stage_blob, stage_stream
+from sampan.images.registry import Fetched, Registry, Repository
+from sampan.images.transport import ConnectionFailed, Response
+from sampan.images.unpack import Metered, check_diff_id, publish, stage_blob, stage_stream
 from sampan.spec.image import (
     CONFIG_LIMIT,
     Descriptor,
@@ -58,49 +60,33 @@ class Puller:
         self,
         reference: Reference | str,
         *,
-        platform: str = "",
-        auth: Credentials | None = None,
-        progress: Progress = silent,
-        cancel: Cancel | None = None,
-    ) -> Image:
-        """`docker pull NAME[:TAG|@DIGEST]`."""
-        reference = _checked(reference).with_default_tag()
-        wanted = parse_platform(platform) if platform else None
-        cancel = cancel or Cancel.never()
-        with (
-            _Translating(reference),
-            Registry(self.config, reference.domain, auth, cancel=cancel) as registry,
-        ):
-            image, is_new = self._pull_one(registry, reference, wanted, progress, cancel)
-        _tell_status(progress, reference, is_new)
-        return image
-
-    def pull_all(
-        self,
-        reference: Reference | str,
-        *,
+        all_tags: bool = False,
         platform: str = "",
         auth: Credentials | None = None,
         progress: Progress = silent,
         cancel: Cancel | None = None,
     ) -> list[Image]:
-        """`docker pull --all-tags NAME`."""
-        repository = _checked(reference).name_only()
+        """`docker pull NAME[:TAG|@DIGEST]`, or every tag of a repository."""
+        reference = _checked(reference)
+        reference = reference.name_only() if all_tags else reference.with_default_tag()
         wanted = parse_platform(platform) if platform else None
         cancel = cancel or Cancel.never()
         images, any_new = [], False
         with (
-            _Translating(repository),
-            Registry(self.config, repository.domain, auth, cancel=cancel) as registry,
+            _Translating(reference),
+            Registry(self.config, reference.domain, auth, cancel=cancel) as registry,
         ):
-            for tag in registry.repository(repository.path).tags():
-                image, is_new = self._pull_one(
-                    registry, repository.with_tag(tag), wanted, progress, cancel
-                )
+            for one in self._each(registry, reference):
+                image, is_new = self._pull_one(registry, one, wanted, progress, cancel)
                 images.append(image)
                 any_new = any_new or is_new
-        _tell_status(progress, repository, any_new)
+        _tell_status(progress, reference, any_new)
         return images
+
+    def _each(self, registry: Registry, reference: Reference) -> list[Reference]:
+        if not reference.is_name_only:
+            return [reference]
+        return [reference.with_tag(tag) for tag in registry.repository(reference.path).tags()]
 
     def _pull_one(
         self,
@@ -286,11 +272,12 @@ class _Job:
             shares_blob = (
                 layer.digest == diff_id
             )  # a plain tar: the snapshotter may use the blob itself
+            source = Metered(Follower(download, cancel), meter, cancel)
             if shares_blob or self._catalog.snapshots.exists(chain_id):
-                self._drain(download, meter, cancel)
+                check_diff_id(source, layer, diff_id)
+                download.wait(cancel)
                 self._tell_complete(layer)
                 return self._stage_present(layer, chain_id, diff_id, cancel)
-            source = Metered(Follower(download, cancel), meter, cancel)
             staged = stage_stream(self._catalog, source, layer, diff_id)
             try:
                 download.wait(cancel)
@@ -299,11 +286,6 @@ class _Job:
                 raise
             self._tell_complete(layer)
             return staged
-
-    def _drain(self, download: Download, meter: Meter, cancel: Cancel) -> None:
-        follower = Metered(Follower(download, cancel), meter, cancel)
-        while follower.read(1 << 20):
-            pass
 
     def _tell_complete(self, layer: Descriptor) -> None:
         self._progress(line("Verifying Checksum", id=short(layer.digest)))

@@ -5,7 +5,7 @@
 
 What comes back is verified here or named as unverified: a manifest's bytes have been compared with their digest,
 a blob's stream has not (the reader hashes it while it moves). A failure is a `RegistryFault` with the registry's
-own code, or `ConnectionFailed` when there was no answer; `as_failure` puts both into Docker's words.
+own code (faults.py), or `ConnectionFailed` when there was no answer.
 
 Sources: OCI distribution-spec 1.1 (end-1 to end-13), distribution's "HTTP API V2" for what came before.
 """
@@ -23,18 +23,16 @@ import msgspec
 
 from sampan.errors import (
     InvalidArgument,
-    NotFound,
-    PermissionDenied,
     SampanError,
     Unauthenticated,
     Unavailable,
 )
-from sampan.images.auth import Challenge, Credentials, Keyring, parse_challenges
+from sampan.images.auth import Credentials, Keyring
+from sampan.images.cancel import Cancel
 from sampan.images.endpoints import Endpoint, RegistryConfig, endpoints
+from sampan.images.faults import RegistryFault, challenges_of, fault_of, printable
 from sampan.images.transport import (
-    ERROR_BODY_LIMIT,
     Body,
-    Cancel,
     ConnectionFailed,
     Response,
     Transport,
@@ -53,131 +51,13 @@ from sampan.spec.image import (
     parse_index,
     parse_manifest_or_index,
 )
-from sampan.spec.reference import Reference, digest_hex, digest_of, is_digest
+from sampan.spec.reference import digest_hex, digest_of, is_digest
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
 TAG_PAGE_LIMIT = 10_000
 TAGS_BYTES_LIMIT = 16 * 1024 * 1024
 
 T = TypeVar("T")
-
-
-class RegistryFault(SampanError):
-    """The registry answered, and said no. `code` is its own word for why, '' when it gave none."""
-
-    def __init__(self, message: str, *, status: int, code: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
-class _Fault(msgspec.Struct, frozen=True, kw_only=True):
-    code: str = ""
-    message: str = ""
-
-
-class _Faults(msgspec.Struct, frozen=True, kw_only=True):
-    errors: tuple[_Fault, ...] = ()
-    details: str = ""
-
-
-_decode_faults = msgspec.json.Decoder(_Faults)
-_PLAIN_STATUS_MESSAGES = {
-    401: "unauthorized: authentication required",
-    403: "denied: requested access to the resource is denied",
-    429: "toomanyrequests: too many requests",
-}
-
-
-def fault_of(response: Response) -> RegistryFault:
-    """An error answer to a fault, in the form `code: message` that Docker's users know."""
-    try:
-        body = response.read(ERROR_BODY_LIMIT)
-    except SampanError:
-        body = b""
-    denied = _denied_by_challenge(response)
-    if denied is not None:
-        return denied
-    try:
-        faults = _decode_faults.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        faults = _Faults()
-    if faults.errors:
-        first = faults.errors[0]
-        words = first.code.lower().replace("_", " ") or "unknown"
-        message = f"{words}: {first.message or words}"
-        return RegistryFault(_printable(message), status=response.status, code=first.code.upper())
-    plain = _PLAIN_STATUS_MESSAGES.get(response.status)
-    code = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}.get(response.status, "")
-    if plain and faults.details:
-        plain = f"{plain.partition(':')[0]}: {faults.details}"
-    return RegistryFault(
-        _printable(plain)
-        if plain
-        else f"received unexpected HTTP status: {response.status} {_printable(response.reason)}",
-        status=response.status,
-        code=code,
-    )
-
-
-def _denied_by_challenge(response: Response) -> RegistryFault | None:
-    """RFC 6750: a bearer challenge may say that the token was fine and the right was missing."""
-    if response.status != 401:
-        return None
-    for challenge in _challenges(response):
-        if challenge.scheme == "bearer":
-            if challenge.parameters.get("error") == "insufficient_scope":
-                return RegistryFault(
-                    "denied: requested access to the resource is denied", status=401, code="DENIED"
-                )
-            if challenge.parameters.get("error") == "invalid_token":
-                return RegistryFault(
-                    "unauthorized: authentication required", status=401, code="UNAUTHORIZED"
-                )
-    return None
-
-
-def _challenges(response: Response) -> list[Challenge]:
-    return parse_challenges(response.headers.get_all("WWW-Authenticate") or [])
-
-
-def _printable(text: str) -> str:
-    """A registry's words may not draw on a person's terminal."""
-    return "".join(c if c.isprintable() else " " for c in text[:1024])
-
-
-def as_failure(error: SampanError, reference: Reference) -> SampanError:
-    """A fault of a pull in the words and of the kind that clients match."""
-    if isinstance(error, ConnectionFailed) or not isinstance(error, RegistryFault):
-        return error
-    name = reference.familiar_name
-    if error.code == "DENIED" or (error.code == "UNAUTHORIZED" and reference.domain == "docker.io"):
-        text = error.message
-        if error.code == "UNAUTHORIZED":
-            text = "denied: requested access to the resource is denied"
-        return NotFound(
-            f"pull access denied for {name}, repository does not exist or may require "
-            f"'docker login': {text}"
-        )
-    if error.code == "NAME_UNKNOWN":
-        return NotFound(f"repository {name} not found: {error.message}")
-    if error.code == "MANIFEST_UNKNOWN" or (error.status == 404 and not error.code):
-        why = error.message if error.code else "manifest unknown: manifest unknown"
-        return NotFound(f"manifest for {reference.familiar()} not found: {why}")
-    return as_plain_failure(error)
-
-
-def as_plain_failure(error: SampanError) -> SampanError:
-    """A fault of any other operation: its own words, and a kind."""
-    if not isinstance(error, RegistryFault):
-        return error
-    kinds: dict[int, type[SampanError]] = {
-        400: InvalidArgument,
-        401: Unauthenticated,
-        403: PermissionDenied,
-        404: NotFound,
-    }
-    return kinds.get(error.status, Unavailable)(error.message)
 
 
 @dataclass
@@ -221,6 +101,15 @@ class Registry:
     def base_url(self) -> str:
         """Where the registry itself is (no mirror), as far as is known."""
         return next(way.endpoint.base for way in self._ways if not way.endpoint.mirror)
+
+    def ask_for_identity_token(self) -> None:
+        """The next token is to come with one that can be kept instead of the password."""
+        for way in self._ways:
+            way.keyring.wants_identity_token = True
+
+    @property
+    def identity_token(self) -> str:
+        return next((w.keyring.identity_token for w in self._ways if w.keyring.identity_token), "")
 
     def on_some_endpoint(self, act: Callable[[_Way], T]) -> T:
         """Try the ways in order. A mirror may fail in any manner; the registry's own word is final."""
@@ -276,7 +165,7 @@ class Registry:
                 break
             if not same_origin(response.url, endpoint.base):
                 break  # the 401 is of a place that we were sent to, and it gets no secret
-            challenges = _challenges(response)
+            challenges = challenges_of(response)
             answer = keyring.answer(challenges, scopes, registry_url=endpoint.base)
             if not answer:
                 if any(c.scheme == "basic" for c in challenges) and keyring.credentials is None:
@@ -668,7 +557,7 @@ def _verified(name: str, raw: bytes, media_type: str, said: str) -> Fetched:
     if media_type in {"application/json", "text/plain", "application/octet-stream", ""}:
         media_type = ""  # some registries serve files: then the document says what it is
     elif media_type not in known and "manifest.v1+" not in media_type:
-        raise InvalidArgument(f"unsupported manifest media type {_printable(media_type)!r}")
+        raise InvalidArgument(f"unsupported manifest media type {printable(media_type)!r}")
     return Fetched(raw=raw, media_type=media_type, digest=wanted or digest_of(raw))
 
 

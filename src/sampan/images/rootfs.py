@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from sampan import units
+from sampan.errors import InvalidArgument
 from sampan.images.assemble import NewLayer, Parts, assemble
+from sampan.images.cancel import Cancel
 from sampan.images.catalog import Catalog, Hold, Image
 from sampan.images.changes import apply_changes
+from sampan.images.endpoints import RegistryConfig
 from sampan.images.platform import host_platform, parse_platform
 from sampan.images.progress import Progress, silent
-from sampan.images.transport import Cancel
+from sampan.images.transport import Response, Transport
 from sampan.images.unpack import unpack
 from sampan.spec.image import (
     OCI_LAYER,
@@ -25,7 +29,7 @@ from sampan.spec.image import (
     History,
     RunConfig,
 )
-from sampan.spec.reference import Reference, parse_normalized
+from sampan.spec.reference import Reference, parse_normalized, quoted
 from sampan.storage import decompress
 from sampan.storage.blobs import Blob
 from sampan.storage.snapshots import chain_ids
@@ -75,6 +79,58 @@ def import_rootfs(
         )
     progress({"status": image.id})
     return image
+
+
+def import_from_url(
+    catalog: Catalog,
+    config: RegistryConfig,
+    url: str,
+    *,
+    repo: str = "",
+    tag: str = "",
+    message: str = "",
+    changes: Sequence[str] = (),
+    platform: str = "",
+    progress: Progress = silent,
+    cancel: Cancel | None = None,
+) -> Image:
+    """`docker import URL`: the engine fetches the tar itself."""
+    if "://" not in url:
+        url = f"http://{url}"
+    if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+        raise InvalidArgument(f"unsupported URL {quoted(url)}: only http and https")
+    transport = Transport(config, cancel)
+    try:
+        with transport.request("GET", url) as response:
+            if response.status != 200:
+                raise InvalidArgument(f"failed to download: {url}: HTTP status {response.status}")
+            progress({"status": f"Downloading from {url}"})
+            return import_rootfs(
+                catalog,
+                _BodyStream(response),
+                repo=repo,
+                tag=tag,
+                message=message,
+                source=url,
+                changes=changes,
+                platform=platform,
+                progress=progress,
+                cancel=cancel,
+            )
+    finally:
+        transport.close()
+
+
+class _BodyStream:
+    """An HTTP answer's body as a stream."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    def read(self, size: int, /) -> bytes:
+        buffer = bytearray(size)
+        count = self._response.readinto(memoryview(buffer))
+        return bytes(buffer[:count])
 
 
 def target_reference(repo: str, tag: str = "") -> Reference | None:

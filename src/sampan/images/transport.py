@@ -8,7 +8,7 @@
             broken, idle  the same
 
 The standard library's `http.client` does the protocol: in worker threads it moves a gigabyte a second, because
-receiving, hashing and writing all release the interpreter lock. `Cancel` wakes a thread that waits in `recv` by
+receiving, hashing and writing all release the interpreter lock. A `Cancel` wakes a thread that waits in `recv` by
 shutting its socket down, so a cancelled pull ends at once and not after a timeout.
 
 Sources: RFC 9110 (15.4 redirection, 10.2.3 Retry-After), RFC 9112; distribution-spec 1.1.
@@ -25,13 +25,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 from typing import IO, Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
-from sampan.errors import Cancelled, InvalidArgument, SampanError, Unavailable
+from sampan.errors import InvalidArgument, SampanError, Unavailable
+from sampan.images.cancel import Cancel
 from sampan.images.endpoints import RegistryConfig, tls_context
 
 REDIRECT_LIMIT = 10
@@ -40,64 +40,6 @@ RETRY_AFTER_LIMIT_S = 60.0
 _RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _IDLE_PER_HOST = 8
-
-
-class Cancel:
-    """A wish to stop, which also wakes those who wait. `never()` is one that nobody will set."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._lock = threading.Lock()
-        self._wakers: dict[int, Callable[[], None]] = {}
-        self._next = 0
-
-    @staticmethod
-    def never() -> Cancel:
-        return Cancel()
-
-    def set(self) -> None:
-        with self._lock:
-            self._event.set()
-            wakers = list(self._wakers.values())
-        for wake in wakers:
-            wake()
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
-    def check(self) -> None:
-        if self._event.is_set():
-            raise Cancelled("context canceled")
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, or raise as soon as somebody cancels."""
-        if self._event.wait(seconds):
-            raise Cancelled("context canceled")
-
-    @contextmanager
-    def child(self) -> Iterator[Cancel]:
-        """A wish of our own that this one sets as well: to stop siblings after a failure, and nobody else."""
-        inner = Cancel()
-        forget = self.on_set(inner.set)
-        try:
-            yield inner
-        finally:
-            forget()
-
-    def on_set(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake` when cancelled (at once if that was before); returns what takes it back."""
-        with self._lock:
-            number, self._next = self._next, self._next + 1
-            self._wakers[number] = wake
-            already = self._event.is_set()
-        if already:
-            wake()
-
-        def forget() -> None:
-            with self._lock:
-                self._wakers.pop(number, None)
-
-        return forget
 
 
 class ConnectionFailed(Unavailable):

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from sampan.errors import InvalidArgument
+from sampan.images.cancel import Cancel
 from sampan.images.catalog import Catalog, Image
 from sampan.images.progress import Meter, Progress, short, silent
-from sampan.images.transport import Cancel
 from sampan.spec.image import LAYER_COMPRESSION, Descriptor
 from sampan.storage import decompress
 from sampan.storage.snapshots import Staged, chain_ids
@@ -130,7 +130,21 @@ def stage_stream(catalog: Catalog, source: Readable, layer: Descriptor, diff_id:
         found = hashed.digest()
     if found != diff_id:
         staged.discard()
-        raise InvalidArgument(
-            f"layer {short(layer.digest)}: invalid diffID: expected {diff_id}, got {found}"
-        )
+        raise _wrong_diff_id(layer, diff_id, found)
     return staged
+
+
+def check_diff_id(source: Readable, layer: Descriptor, diff_id: str) -> None:
+    """Read a layer that need not be unpacked: it must be what it claims all the same."""
+    with HashingReader(decompress.open_stream(source)) as hashed:
+        while hashed.read(1 << 20):
+            pass
+        found = hashed.digest()
+    if found != diff_id:
+        raise _wrong_diff_id(layer, diff_id, found)
+
+
+def _wrong_diff_id(layer: Descriptor, diff_id: str, found: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"layer {short(layer.digest)}: invalid diffID: expected {diff_id}, got {found}"
+    )
