@@ -21,7 +21,7 @@ from sampan.images import history as histories
 from sampan.images import push as pushes
 from sampan.images import save as saving
 from sampan.images.auth import Credentials
-from sampan.images.transport import Cancel
+from sampan.images.cancel import Cancel
 from sampan.spec.engine.image import (
     DeleteItem,
     DistributionInspect,
