@@ -17,7 +17,7 @@ from sampan.errors import (
     Unauthenticated,
     Unavailable,
 )
-from sampan.images.auth import Challenge
+from sampan.images.auth import Challenge, parse_challenges
 from sampan.images.transport import ERROR_BODY_LIMIT, ConnectionFailed, Response
 from sampan.spec.reference import Reference
 
