@@ -135,7 +135,7 @@ def test_equal_operations_are_equal_whatever_they_are_called() -> None:
         (
             "FROM base AS a\nCOPY --from=b x y\nFROM a AS b",
             "circular|needs to be defined before",
-            2,
+            3,
         ),
         ("FROM base\nCOPY --from=7 x y", "invalid stage index 7", 2),
         ("FROM base\nCOPY --from=$A x y", "variable expansion is not supported for --from", 2),
