@@ -237,9 +237,6 @@ class ShimClient:
     def processes(self) -> list[int]:
         return list(self.call({"op": "processes"})["pids"])
 
-    def stats(self) -> Message:
-        return dict(self.call({"op": "stats"})["stats"])
-
     def close_stdin(self) -> None:
         self.call({"op": "close_stdin"})
 

@@ -105,7 +105,6 @@ class Shim:
             "pause": self._pause,
             "unpause": self._unpause,
             "update": self._update,
-            "stats": self._stats,
             "processes": self._processes,
             "close_stdin": self._close_stdin,
             "log_rotate": self._log_rotate,
@@ -330,9 +329,6 @@ class Shim:
 
     def _update(self, message: Message, _fds: list[int]) -> Message:
         return {"warnings": self.container.cgroup().apply(message.get("resources") or {})}
-
-    def _stats(self, _message: Message, _fds: list[int]) -> Message:
-        return {"stats": self.container.cgroup().stats().as_dict()}
 
     def _processes(self, _message: Message, _fds: list[int]) -> Message:
         return {"pids": self.container.cgroup().pids()}

@@ -172,9 +172,9 @@ if TYPE_CHECKING:
 
     class Simple(TypedDict, total=False):
         """No fields. pause, unpause, close_stdin: {}; processes: {"pids": [...]} as the host numbers them;
-        stats: {"stats": {...}} see cgroups/stats.py; log_rotate: {} after the file was rotated now."""
+        log_rotate: {} after the file was rotated now. (Statistics the engine reads from the cgroup itself.)"""
 
-        op: Literal["pause", "unpause", "close_stdin", "processes", "stats", "log_rotate"]
+        op: Literal["pause", "unpause", "close_stdin", "processes", "log_rotate"]
 
     class Update(TypedDict, total=False):
         """New limits. Reply: {"warnings": [...]}."""
