@@ -16,7 +16,7 @@ from sampan.engine.commit import commit
 from sampan.engine.filters import Filters, accepts_labels, check_filters, one_bool, until_ns
 from sampan.engine.pipes import ByteInlet, ByteOutlet
 from sampan.errors import Conflict, InvalidArgument
-from sampan.images import archive, builtin, registry, removal, rootfs
+from sampan.images import archive, builtin, remote, removal, rootfs
 from sampan.images import history as histories
 from sampan.images import push as pushes
 from sampan.images import save as saving
@@ -141,12 +141,12 @@ async def pull(
         is_digest = ":" in tag
         reference = reference.with_digest(tag) if is_digest else reference.with_tag(tag)
     cancel = Cancel()
-    work = engine.puller.pull_all if reference.is_name_only else engine.puller.pull
     await _cancellable(
         cancel,
         engine.run_blocking(
-            work,
+            engine.puller.pull,
             reference,
+            all_tags=reference.is_name_only,
             platform=platform,
             auth=_credentials(auth),
             progress=on_loop(progress),

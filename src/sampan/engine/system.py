@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sampan import __version__
 from sampan.engine import image_views, views, volumes
-from sampan.images import registry
+from sampan.images import remote
 from sampan.images.auth import Credentials
 from sampan.spec.engine.container import ContainerSummary
 from sampan.spec.engine.system import (
@@ -297,5 +297,5 @@ async def auth(engine: Engine, request: AuthRequest) -> AuthResponse:
         registry_token=request.registrytoken,
         server_address=request.serveraddress,
     )
-    status, token = await engine.run_blocking(registry.check_login, engine.registries, credentials)
+    status, token = await engine.run_blocking(remote.check_login, engine.registries, credentials)
     return AuthResponse(status=status, identity_token=token)
