@@ -110,7 +110,7 @@ class Parser:
                 raise self.fail()
             return signature, value
         try:
-            return self.typed(wanted or "d", "d", float(word))
+            return self.typed(wanted or "d", "d", float(word.encode("ascii")))
         except ValueError:
             raise self.fail() from None
 
@@ -133,7 +133,7 @@ class Parser:
         if wanted and wanted[0] != "a":
             raise self.fail()
         member = wanted[1:]
-        values = []
+        values: list[Any] = []
         self.expect("[")
         while self.peek() != "]":
             if values:
@@ -149,7 +149,8 @@ class Parser:
         inner = wanted[1:-1] if wanted[:1] == "(" else ""
         if wanted and not inner:
             raise self.fail()
-        signature, values, at = "", [], 0
+        signature, at = "", 0
+        values: list[Any] = []
         self.expect("(")
         while self.peek() != ")":
             if values:
