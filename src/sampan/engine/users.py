@@ -54,7 +54,7 @@ def resolve(text: str, *, passwd: str, group: str, additional: tuple[str, ...] =
     account = _find_account(user_part, passwd)
     groups = list(_groups(group))
     if account is None:
-        uid = _number(user_part)
+        uid = _number(user_part or "0")  # no name is root, also where there is no passwd file
         if uid is None:
             if is_digits(user_part.lstrip("-"), most=200) and user_part:
                 raise InvalidArgument(f"uids and gids must be in range 0-{HIGHEST_ID}")
