@@ -16,7 +16,10 @@ from sampan.storage.extract import META, OPAQUE, WHITEOUT, is_foreign_xattr
 from sampan.storage.tree import (
     FILE_FLAGS,
     PATH_FLAGS,
+    Step,
+    Walker,
     copy_range,
+    exists,
     holes,
     names,
     open_directory,
@@ -55,7 +58,7 @@ def copy_tree(
     """What is in one directory into another; with the attributes of the directory itself."""
     copier = _Copier(rules)
     try:
-        copier.directory(source, target)
+        copier.tree(source, target)
         if with_root:
             copier.attributes(source, target, os.fstat(source))
     finally:
@@ -78,29 +81,42 @@ class _Copier:
             os.close(fd)
         self._links.clear()
 
-    def directory(self, source: int, target: int) -> None:
-        listed = names(source)
-        if self._rules.whiteouts and OPAQUE in listed:
+    def tree(self, source: int, target: int) -> None:
+        """What is in one directory into another."""
+        targets = [os.dup(target)]  # a stack beside the walker's
+        try:
+            with Walker(source, leave=True) as walker:
+                self._clear_opaque(source, targets[-1])
+                for step in walker:
+                    if step.leaving:
+                        self.attributes(step.child, targets[-1], os.fstat(step.child))
+                        os.close(targets.pop())
+                    elif self._rules.whiteouts and step.name.startswith(WHITEOUT):
+                        walker.prune()
+                        self._whiteout(step, targets[-1])
+                    elif step.child >= 0:
+                        targets.append(self._subdirectory(targets[-1], step.name))
+                        self._clear_opaque(step.child, targets[-1])
+                    else:
+                        self._entry(step.directory, targets[-1], step.name, step.info)
+                    if self._rules.check is not None:
+                        self._rules.check()
+        finally:
+            for fd in targets:
+                os.close(fd)
+
+    def _clear_opaque(self, source: int, target: int) -> None:
+        if self._rules.whiteouts and exists(source, OPAQUE):
             for name in names(target):
                 remove_tree(name, target)
-        for name in listed:
-            if self._rules.check is not None:
-                self._rules.check()
-            if self._rules.whiteouts and name.startswith(WHITEOUT):
-                if not name.startswith(META) and name[len(WHITEOUT) :] not in listed:
-                    remove_tree(name[len(WHITEOUT) :], target)
-                continue
-            self._entry(source, target, name)
 
-    def _entry(self, source: int, target: int, name: bytes) -> None:
-        try:
-            info = os.stat(name, dir_fd=source, follow_symlinks=False)
-        except FileNotFoundError:
-            return
+    def _whiteout(self, step: Step, target: int) -> None:
+        hidden = step.name[len(WHITEOUT) :]
+        if not step.name.startswith(META) and not exists(step.directory, hidden):
+            remove_tree(hidden, target)
+
+    def _entry(self, source: int, target: int, name: bytes, info: os.stat_result) -> None:
         kind = stat.S_IFMT(info.st_mode)
-        if kind == stat.S_IFDIR:
-            self._subdirectory(source, target, name)
-            return
         if self._rules.replace:
             remove_tree(name, target)
         if info.st_nlink > 1 and self._linked(target, name, info):
@@ -125,25 +141,17 @@ class _Copier:
         os.link(first[1], name, src_dir_fd=first[0], dst_dir_fd=target, follow_symlinks=False)
         return True
 
-    def _subdirectory(self, source: int, target: int, name: bytes) -> None:
-        child = open_directory(name, source)
+    def _subdirectory(self, target: int, name: bytes) -> int:
+        """The directory of that name in the target, new or already there, opened."""
         try:
-            try:
+            os.mkdir(name, 0o700, dir_fd=target)
+        except FileExistsError:
+            if not self._rules.replace:
+                raise
+            if not stat.S_ISDIR(os.stat(name, dir_fd=target, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=target)
                 os.mkdir(name, 0o700, dir_fd=target)
-            except FileExistsError:
-                if not self._rules.replace:
-                    raise
-                if not stat.S_ISDIR(os.stat(name, dir_fd=target, follow_symlinks=False).st_mode):
-                    os.unlink(name, dir_fd=target)
-                    os.mkdir(name, 0o700, dir_fd=target)
-            copy = open_directory(name, target)
-            try:
-                self.directory(child, copy)
-                self.attributes(child, copy, os.fstat(child))
-            finally:
-                os.close(copy)
-        finally:
-            os.close(child)
+        return open_directory(name, target)
 
     def _file(self, source: int, target: int, name: bytes) -> None:
         original = os.open(name, FILE_FLAGS, dir_fd=source)

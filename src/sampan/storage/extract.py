@@ -199,19 +199,38 @@ class Extractor:
         if fd is None:
             try:
                 fd = openat2(self._root, path or b".", _PARENT, 0, _RESOLVE)
-            except FileNotFoundError:
-                above, _, base = path.rpartition(b"/")
-                self._new_parent(self._parent(above), base)
-                fd = openat2(self._root, path, _PARENT, 0, _RESOLVE)
+            except (FileNotFoundError, NotADirectoryError):
+                fd = self._make_parents(path)
             self._parents[path] = fd
+        return fd
+
+    def _make_parents(self, path: bytes) -> int:
+        """Everything that is missing of a path, from the deepest directory that exists."""
+        missing: list[bytes] = []
+        while True:
+            path, _, base = path.rpartition(b"/")
+            missing.append(base)
+            try:
+                fd = openat2(self._root, path or b".", _PARENT, 0, _RESOLVE)
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                if not path:
+                    raise
+        while missing:
+            try:
+                self._new_parent(fd, missing[-1])
+                inner = os.open(missing.pop(), _PARENT | os.O_NOFOLLOW, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = inner
         return fd
 
     def _new_parent(self, above: int, base: bytes) -> None:
         try:
             os.mkdir(base, 0o700, dir_fd=above)
         except FileExistsError:
-            if not self._is_whiteout(above, base):
-                raise  # a link to nowhere
+            if not self._is_whiteout(above, base):  # a file, or a link to nowhere
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), base) from None
             os.unlink(base, dir_fd=above)
             os.mkdir(base, 0o700, dir_fd=above)
             self._mark_opaque(above, base)

@@ -19,7 +19,7 @@ import stat
 
 from sampan.storage.copying import copy_attributes
 from sampan.storage.layers import lower_directories, visible
-from sampan.storage.tree import open_directory
+from sampan.storage.tree import exists, open_directory
 
 _DIRECTORIES = (b"dev/pts", b"dev/shm", b"proc", b"sys", b"etc")
 _FILES = (b".dockerenv", b"dev/console", b"etc/hosts", b"etc/hostname", b"etc/resolv.conf")
@@ -45,7 +45,7 @@ def _make(target: int, lowers: list[int], path: bytes, content: bytes | None) ->
             return
         _descend(target, lowers, first, rest, content)
         return
-    if below is not None or _exists(target, first):
+    if below is not None or exists(target, first):
         return
     if content == b"":
         os.mkdir(first, 0o755, dir_fd=target)
@@ -73,7 +73,7 @@ def _descend(
             visible(children, rest) is not None
         ):  # `rest` is one name: no path here is deeper than two
             return
-        if not _exists(target, name):
+        if not exists(target, name):
             os.mkdir(name, 0o755, dir_fd=target)
             fresh = open_directory(name, target)
             try:
@@ -93,11 +93,3 @@ def _descend(
     finally:
         for child in children:
             os.close(child)
-
-
-def _exists(fd: int, name: bytes) -> bool:
-    try:
-        os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

@@ -17,10 +17,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from sampan.storage.extract import LAYER_RULES, Extractor, Rules
-from sampan.storage.pack import PackRules, archive, is_opaque, pack, whiteout_entry
+from sampan.storage.pack import (
+    PackRules,
+    archive,
+    is_opaque,
+    is_whiteout,
+    pack,
+    whiteout_entry,
+)
 from sampan.storage.tar_reader import TarReader
 from sampan.storage.tar_writer import header
-from sampan.storage.tree import names, open_directory, walk, xattrs_of
+from sampan.storage.tree import Step, Walker, names, open_directory, xattrs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,53 +97,70 @@ def diff(fd: int, *, with_root: bool = False) -> Iterator[bytes]:
 def overlay_changes(upper: int, lowers: list[int]) -> list[Change]:
     """What an upper directory changes in the directories below it, topmost first."""
     changes: list[Change] = []
-    _overlay_changes(upper, lowers, b"/", changes)
+    named: set[bytes] = set()  # directories that are listed already
+    merged: list[list[int]] = [
+        lowers
+    ]  # a stack: the lower directories under each directory we are in
+    try:
+        with Walker(upper, leave=True) as walker:
+            for step in walker:
+                if step.leaving:
+                    _close(merged.pop())
+                    continue
+                _note_change(step, merged[-1], changes, named)
+                if step.child >= 0:
+                    below = lower_directories(merged[-1], step.name)
+                    merged.append(below)
+                    if is_opaque(xattrs_of(step.child)):
+                        hidden = _hidden(step, below)
+                        if hidden and step.path not in named:
+                            changes.append(Change(_text(b"/" + step.path), MODIFIED))
+                            named.add(step.path)
+                        changes += hidden
+                        merged[-1] = []
+                        _close(below)
+    finally:
+        for level in merged[1:]:
+            _close(level)
     return changes
 
 
-def _overlay_changes(upper: int, lowers: list[int], path: bytes, changes: list[Change]) -> None:
-    for name in names(upper):
-        try:
-            info = os.stat(name, dir_fd=upper, follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-        below = visible(lowers, name)
-        shown = _text(path + name)
-        if _is_whiteout(info):
-            if below is not None:
-                changes.append(Change(shown, DELETED))
-            continue
+def _note_change(step: Step, lowers: list[int], changes: list[Change], named: set[bytes]) -> None:
+    below = visible(lowers, step.name)
+    if is_whiteout(step.info):
         if below is None:
-            changes.append(Change(shown, ADDED))
-        elif not stat.S_ISDIR(info.st_mode) or _facts(info) != _facts(below):
-            changes.append(Change(shown, MODIFIED))
-        if stat.S_ISDIR(info.st_mode):
-            _descend(upper, lowers, name, path, changes)
-
-
-def _descend(
-    upper: int, lowers: list[int], name: bytes, path: bytes, changes: list[Change]
-) -> None:
-    try:
-        child = open_directory(name, upper)
-    except OSError:
+            return
+        kind = DELETED
+    elif below is None:
+        kind = ADDED
+    elif step.child < 0 or _facts(step.info) != _facts(below):
+        kind = MODIFIED
+    else:
         return
-    below: list[int] = []
-    try:
-        opaque = is_opaque(xattrs_of(child))
-        below = lower_directories(lowers, name)
-        if opaque:
-            hidden = sorted({entry for fd in below for entry in names(fd)} - set(names(child)))
-            changes += [
-                Change(_text(path + name + b"/" + entry), DELETED)
-                for entry in hidden
-                if visible(below, entry)
-            ]
-        _overlay_changes(child, below, path + name + b"/", changes)
-    finally:
-        os.close(child)
-        for fd in below:
-            os.close(fd)
+    parent = step.path.rpartition(b"/")[0]
+    if kind != MODIFIED and parent and parent not in named:
+        # as Docker has it: also when the directory's own facts came out the same
+        changes.append(Change(_text(b"/" + parent), MODIFIED))
+        named.add(parent)
+    changes.append(Change(_text(b"/" + step.path), kind))
+    if step.child >= 0:
+        named.add(step.path)
+
+
+def _hidden(step: Step, below: list[int]) -> list[Change]:
+    """What an opaque directory hides and does not have itself."""
+    own = set(names(step.child))
+    lower = sorted({name for fd in below for name in names(fd)} - own)
+    return [
+        Change(_text(b"/" + step.path + b"/" + name), DELETED)
+        for name in lower
+        if visible(below, name)
+    ]
+
+
+def _close(descriptors: list[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
 
 
 def visible(lowers: list[int], name: bytes) -> os.stat_result | None:
@@ -146,7 +170,7 @@ def visible(lowers: list[int], name: bytes) -> os.stat_result | None:
             info = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except FileNotFoundError:
             continue
-        return None if _is_whiteout(info) else info
+        return None if is_whiteout(info) else info
     return None
 
 
@@ -166,21 +190,18 @@ def lower_directories(lowers: list[int], name: bytes) -> list[int]:
     return found
 
 
-def _is_whiteout(info: os.stat_result) -> bool:
-    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
-
-
 # -- plain trees -----------------------------------------------------------------------------------------------------
 
 
 def facts_of(fd: int, *, with_identity: bool = False) -> dict[bytes, Facts]:
     """A tree by path. With identity (inode, ctime) any later change of an entry shows, whatever it set its mtime to."""
     found: dict[bytes, Facts] = {}
-    for _, directory, name, info in walk(fd):
-        facts = _facts(info)
-        found[directory + name] = (
-            facts._replace(inode=info.st_ino, ctime_ns=info.st_ctime_ns) if with_identity else facts
-        )
+    with Walker(fd, sort=False) as walker:
+        for step in walker:
+            facts = _facts(step.info)
+            if with_identity:
+                facts = facts._replace(inode=step.info.st_ino, ctime_ns=step.info.st_ctime_ns)
+            found[step.path] = facts
     return found
 
 
@@ -212,22 +233,21 @@ def compare_tar(old: Mapping[bytes, Facts], fd: int) -> Iterator[bytes]:
 def _compare(old: Mapping[bytes, Facts], fd: int) -> list[tuple[bytes, int]]:
     changes: list[tuple[bytes, int]] = []
     seen: set[bytes] = set()
-    for _, directory, name, info in walk(fd):
-        path = directory + name
-        seen.add(path)
-        before = old.get(path)
-        if before is None:
-            changes.append((path, ADDED))
-            continue
-        now = _facts(info)
-        if before.inode:
-            now = now._replace(inode=info.st_ino, ctime_ns=info.st_ctime_ns)
-        if stat.S_ISDIR(info.st_mode) and stat.S_ISDIR(before.mode):
-            # a directory's identity changes with what is in it; only its own facts count
-            before = before._replace(inode=0, ctime_ns=0)
-            now = now._replace(inode=0, ctime_ns=0)
-        if now != before:
-            changes.append((path, MODIFIED))
+    with Walker(fd) as walker:
+        for step in walker:
+            seen.add(step.path)
+            before = old.get(step.path)
+            if before is None:
+                changes.append((step.path, ADDED))
+                continue
+            now = _facts(step.info)
+            if step.child >= 0 and stat.S_ISDIR(before.mode):
+                # a directory's identity changes with what is in it; only its own facts count
+                before = before._replace(inode=0, ctime_ns=0)
+            elif before.inode:
+                now = now._replace(inode=step.info.st_ino, ctime_ns=step.info.st_ctime_ns)
+            if now != before:
+                changes.append((step.path, MODIFIED))
     gone = [path for path in old if path not in seen]
     # of a directory that is gone only itself is named
     missing = set(gone)

@@ -10,6 +10,7 @@ as every peer does: they mean nothing without the process that listens.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from sampan.storage.tar import (
     Entry,
 )
 from sampan.storage.tar_writer import END, file_data, header, sparse_header
-from sampan.storage.tree import FILE_FLAGS, holes, names, open_directory, xattrs_of
+from sampan.storage.tree import FILE_FLAGS, Walker, holes, xattrs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -87,21 +88,18 @@ def archive(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def pack(
     fd: int, *, prefix: bytes = b"", with_root: bool = False, rules: PackRules = _DEFAULT
 ) -> Iterator[bytes]:
-    """All that is in the directory, as entries named `prefix/...`; with an entry for the directory itself if asked."""
-    packer = _Packer(os.fstat(fd).st_dev, rules)
+    """All in the directory, as entries named `prefix/...`; with one for the directory itself if asked."""
     if with_root:
-        root = entry_of(os.fstat(fd), prefix or b"./", rules)
-        root.xattrs = _portable(xattrs_of(fd))
-        yield header(root)
-    yield from packer.directory(fd, prefix.rstrip(b"/") + b"/" if prefix else b"", b"")
+        yield _directory_header(fd, prefix or b"./", rules)
+    yield from _Packer(fd, rules).tree(fd, prefix.rstrip(b"/") + b"/" if prefix else b"")
 
 
 def pack_one(
     dir_fd: int, name: bytes, *, as_name: bytes, rules: PackRules = _DEFAULT
 ) -> Iterator[bytes]:
-    """One entry of a directory under another name, with all below it. FileNotFoundError where it is not there."""
+    """One entry of a directory that is itself none, under another name. FileNotFoundError where it is not there."""
     info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    yield from _Packer(info.st_dev, rules).entry(dir_fd, name, as_name, b"", info)
+    yield from _Packer(dir_fd, rules).entry(dir_fd, name, as_name, info)
 
 
 def entry_of(info: os.stat_result, name: bytes, rules: PackRules = _DEFAULT) -> Entry:
@@ -126,71 +124,52 @@ def whiteout_entry(directory: bytes, name: bytes) -> Entry:
 
 
 class _Packer:
-    def __init__(self, device: int, rules: PackRules) -> None:
-        self._device = device
+    def __init__(self, top: int, rules: PackRules) -> None:
+        self._device = os.fstat(top).st_dev
         self._rules = rules
         self._links: dict[tuple[int, int], bytes] = {}
 
-    def directory(self, fd: int, prefix: bytes, path: bytes) -> Iterator[bytes]:
-        """What is in a directory. `prefix` is its name in the archive, `path` in the tree, both with a slash."""
-        for name in names(fd):
-            if self._rules.select is not None and not self._rules.select(path + name):
-                continue
-            try:
-                info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if self._rules.whiteouts and stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
-                yield header(whiteout_entry(prefix, name))
-            else:
-                yield from self.entry(fd, name, prefix + name, path + name, info)
+    def tree(self, fd: int, prefix: bytes) -> Iterator[bytes]:
+        """What is in a directory; `prefix` is put in front of every path."""
+        with Walker(fd) as walker:
+            for step in walker:
+                if self._rules.select is not None and not self._rules.select(step.path):
+                    walker.prune()
+                    continue
+                as_name = prefix + step.path
+                if step.child >= 0:
+                    yield _directory_header(step.child, as_name, self._rules)
+                    if self._rules.one_file_system and step.info.st_dev != self._device:
+                        walker.prune()
+                elif self._rules.whiteouts and is_whiteout(step.info):
+                    yield header(whiteout_entry(as_name[: -len(step.name)], step.name))
+                else:
+                    yield from self.entry(step.directory, step.name, as_name, step.info)
 
-    def entry(
-        self, fd: int, name: bytes, as_name: bytes, path: bytes, info: os.stat_result
-    ) -> Iterator[bytes]:
-        """One entry and, for a directory, all below it."""
-        if stat.S_IFMT(info.st_mode) not in _KINDS:
+    def entry(self, fd: int, name: bytes, as_name: bytes, info: os.stat_result) -> Iterator[bytes]:
+        """One entry that is no directory."""
+        if stat.S_IFMT(info.st_mode) not in _KINDS or stat.S_ISDIR(info.st_mode):
             return
-        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+        if info.st_nlink > 1:
             first = self._links.setdefault((info.st_dev, info.st_ino), as_name)
             if first is not as_name:
                 link = entry_of(info, as_name, self._rules)
                 link.kind, link.linkname, link.size, link.stored = LINK, first, 0, 0
                 yield header(link)
                 return
-        try:
-            if stat.S_ISREG(info.st_mode):
-                opened = os.open(name, FILE_FLAGS, dir_fd=fd)
-            elif stat.S_ISDIR(info.st_mode):
-                opened = open_directory(name, fd)
-            else:
-                yield self._special(fd, name, as_name, info)
-                return
-        except FileNotFoundError:
+        if not stat.S_ISREG(info.st_mode):
+            yield self._special(fd, name, as_name, info)
             return
+        try:
+            opened = os.open(name, FILE_FLAGS, dir_fd=fd)
         except OSError as error:
-            if error.errno in (20, 40):  # ENOTDIR, ELOOP: replaced between stat and open
-                return
+            if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+                return  # replaced between stat and open
             raise
         try:
-            if stat.S_ISDIR(info.st_mode):
-                yield from self._open_directory(opened, as_name, path)
-            else:
-                yield from self._open_file(opened, as_name)
+            yield from self._open_file(opened, as_name)
         finally:
             os.close(opened)
-
-    def _open_directory(self, fd: int, as_name: bytes, path: bytes) -> Iterator[bytes]:
-        info = os.fstat(fd)
-        entry = entry_of(info, as_name, self._rules)
-        attributes = xattrs_of(fd)
-        entry.xattrs = _portable(attributes)
-        yield header(entry)
-        if self._rules.one_file_system and info.st_dev != self._device:
-            return
-        if self._rules.whiteouts and is_opaque(attributes):
-            yield header(Entry(as_name + b"/" + OPAQUE, FILE, mode=0o600))
-        yield from self.directory(fd, as_name + b"/", path + b"/")
 
     def _open_file(self, fd: int, as_name: bytes) -> Iterator[bytes]:
         info = os.fstat(fd)
@@ -217,6 +196,22 @@ class _Packer:
             entry.linkname = os.readlink(name, dir_fd=fd)
         entry.xattrs = _portable(xattrs_of(fd, name))
         return header(entry)
+
+
+def _directory_header(fd: int, as_name: bytes, rules: PackRules) -> bytes:
+    """The header of a directory, and where it hides what is below it, the marker that says so."""
+    entry = entry_of(os.fstat(fd), as_name, rules)
+    attributes = xattrs_of(fd)
+    entry.xattrs = _portable(attributes)
+    blocks = header(entry)
+    if rules.whiteouts and is_opaque(attributes):
+        blocks += header(Entry(as_name.rstrip(b"/") + b"/" + OPAQUE, FILE, mode=0o600))
+    return blocks
+
+
+def is_whiteout(info: os.stat_result) -> bool:
+    """overlayfs' sign that a name of lower layers is gone."""
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
 
 
 def is_opaque(attributes: dict[bytes, bytes]) -> bool:

@@ -57,7 +57,7 @@ class Limits(NamedTuple):
 
     bytes: int = 1 << 40  # of the whole stream, and of all files together
     entries: int = 5_000_000
-    depth: int = 1024  # components of a name
+    depth: int = 512  # components of a name; tree.MAX_DEPTH, so that what comes in can go out
     name: int = 4095  # PATH_MAX less the NUL: no longer path can be opened in one call
     header: int = 1 << 20  # PAX records and GNU long names of one entry, as in Go's archive/tar
     fragments: int = 1 << 18  # pieces of a sparse file

@@ -375,11 +375,11 @@ class TarReader:
             text += self._exactly(BLOCK, "a sparse map")
             self._remaining -= BLOCK
             *complete, text = text.split(b"\n")
-            if len(text) > 20:
-                raise ValueError("sparse map with a number too long")
             lines += complete
             if wanted is None and lines:
                 wanted = 1 + 2 * decimal(lines[0], self._limits.fragments)
+            if len(text) > 20 and (wanted is None or len(lines) < wanted):
+                raise ValueError("sparse map with a number too long")
         return [decimal(line) for line in lines[1:wanted]]
 
 

@@ -10,9 +10,12 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
+from sampan.errors import InvalidArgument
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MAX_DEPTH = 512
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a fifo must not wait for its other end (CVE-2024-9676)
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -38,41 +41,24 @@ def names(fd: int) -> list[bytes]:
 
 
 def size_of(fd: int) -> Size:
-    """Measure a tree. Entries that vanish meanwhile are not counted."""
-    apparent = disk = inodes = 0
-    linked: set[tuple[int, int]] = set()
+    """Measure a tree on one file system. Entries that vanish meanwhile are not counted."""
     here = os.fstat(fd)
-    stack = [os.dup(fd)]
-    disk += here.st_blocks * 512
-    inodes += 1
-    try:
-        while stack:
-            current = stack.pop()
-            try:
-                with os.scandir(current) as entries:
-                    for entry in entries:
-                        try:
-                            info = entry.stat(follow_symlinks=False)
-                        except FileNotFoundError:
-                            continue
-                        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
-                            if (info.st_dev, info.st_ino) in linked:
-                                continue
-                            linked.add((info.st_dev, info.st_ino))
-                        inodes += 1
-                        disk += info.st_blocks * 512
-                        if stat.S_ISREG(info.st_mode):
-                            apparent += info.st_size
-                        elif stat.S_ISDIR(info.st_mode) and info.st_dev == here.st_dev:
-                            try:
-                                stack.append(open_directory(entry.name, current))
-                            except OSError:
-                                continue  # replaced or removed meanwhile
-            finally:
-                os.close(current)
-    finally:
-        for left in stack:
-            os.close(left)
+    apparent, disk, inodes = 0, here.st_blocks * 512, 1
+    linked: set[tuple[int, int]] = set()
+    with Walker(fd, sort=False) as walker:
+        for step in walker:
+            info = step.info
+            is_directory = stat.S_ISDIR(info.st_mode)
+            if is_directory and info.st_dev != here.st_dev:
+                walker.prune()
+            if info.st_nlink > 1 and not is_directory:
+                if (info.st_dev, info.st_ino) in linked:
+                    continue
+                linked.add((info.st_dev, info.st_ino))
+            inodes += 1
+            disk += info.st_blocks * 512
+            if stat.S_ISREG(info.st_mode):
+                apparent += info.st_size
     return Size(apparent, disk, inodes)
 
 
@@ -148,6 +134,15 @@ def _make_writable(fd: int) -> None:
             os.fchmod(fd, stat.S_IMODE(mode) | 0o700)
 
 
+def exists(fd: int, name: bytes) -> bool:
+    """Whether a directory has an entry, whatever it is."""
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def xattrs_of(fd: int, name: bytes | None = None) -> dict[bytes, bytes]:
     """All extended attributes of an open file, or of `name` (not followed) in an open directory."""
     target: int | bytes = fd if name is None else b"/proc/self/fd/%d/%b" % (fd, name)
@@ -213,31 +208,102 @@ def holes(fd: int, size: int) -> list[tuple[int, int]] | None:
     return pieces
 
 
-def walk(fd: int) -> Iterator[tuple[int, bytes, bytes, os.stat_result]]:
-    """(directory fd, its path in the tree, name, lstat) of every entry, parents first, sorted by bytes.
+class Step:
+    """One entry met on a walk. The descriptors are the walker's and valid until the next step."""
 
-    The directory descriptor is valid until the next step.
+    __slots__ = ("child", "directory", "info", "leaving", "name", "path")
+
+    def __init__(
+        self,
+        directory: int,
+        path: bytes,
+        name: bytes,
+        info: os.stat_result,
+        child: int,
+        *,
+        leaving: bool,
+    ) -> None:
+        self.directory = directory  # descriptor of the directory it is in
+        self.path = path  # from the top of the walk, without a slash in front
+        self.name = name
+        self.info = info  # lstat; of an opened directory its fstat
+        self.child = child  # descriptor of a directory, -1 for all else
+        self.leaving = leaving  # second visit of a directory, after all below it
+
+
+class Walker:
+    """Walks a tree, parents first, sorted by the bytes of names; a loop, not a recursion. Use `with`.
+
+    What vanishes or becomes something else between two looks is left out. A tree deeper than MAX_DEPTH is
+    refused: it would cost a descriptor a level, and nobody but an attacker makes one.
     """
-    stack: list[tuple[int, bytes, list[bytes]]] = [(os.dup(fd), b"", names(fd)[::-1])]
-    try:
-        while stack:
-            current, path, left = stack[-1]
+
+    def __init__(self, fd: int, *, sort: bool = True, leave: bool = False) -> None:
+        self._sort = sort
+        self._leave = leave
+        self._pruned = False
+        self._unvisited = -1  # the directory that was yielded and not yet gone into
+        self._stack: list[tuple[int, bytes, list[bytes], Step | None]] = []
+        self._push(os.dup(fd), b"", None)
+
+    def prune(self) -> None:
+        """Do not go into the directory that was just yielded."""
+        self._pruned = True
+
+    def close(self) -> None:
+        if self._unvisited >= 0:
+            os.close(self._unvisited)
+            self._unvisited = -1
+        while self._stack:
+            os.close(self._stack.pop()[0])
+
+    def __enter__(self) -> Walker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Step]:
+        while self._stack:
+            directory, path, left, entered = self._stack[-1]
             if not left:
-                os.close(current)
-                stack.pop()
+                if entered is not None and self._leave:
+                    entered.leaving = True
+                    yield entered
+                os.close(directory)
+                self._stack.pop()
                 continue
             name = left.pop()
-            try:
-                info = os.stat(name, dir_fd=current, follow_symlinks=False)
-            except FileNotFoundError:
+            step = self._look(directory, path, name)
+            if step is None:
                 continue
-            yield current, path, name, info
+            self._pruned = False
+            self._unvisited = step.child
+            yield step
+            self._unvisited = -1
+            if step.child < 0:
+                continue
+            if self._pruned:
+                os.close(step.child)
+            else:
+                self._push(step.child, step.path + b"/", step)
+
+    def _look(self, directory: int, path: bytes, name: bytes) -> Step | None:
+        try:
+            info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            child = -1
             if stat.S_ISDIR(info.st_mode):
-                try:
-                    child = open_directory(name, current)
-                except OSError:
-                    continue
-                stack.append((child, path + name + b"/", names(child)[::-1]))
-    finally:
-        for current, _, _ in stack:
-            os.close(current)
+                child = open_directory(name, directory)
+                info = os.fstat(child)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Step(directory, path + name, name, info, child, leaving=False)
+
+    def _push(self, fd: int, path: bytes, entered: Step | None) -> None:
+        if len(self._stack) > MAX_DEPTH:
+            os.close(fd)
+            raise InvalidArgument(f"directories nested deeper than {MAX_DEPTH}")
+        left = os.listdir(fd)
+        if self._sort:
+            left.sort(key=os.fsencode, reverse=True)
+        self._stack.append((fd, path, [os.fsencode(name) for name in left], entered))
