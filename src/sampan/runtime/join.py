@@ -88,6 +88,7 @@ def make_join_plan(
     program: Program | None = None,
     all_capabilities: bool = False,
     preserve_fds: int = 0,
+    seccomp_cache: str = "",
 ) -> JoinPlan:
     """`spec` is the container's: what `process` leaves out (rlimits, oomScoreAdj, seccomp) comes from there.
 
@@ -106,7 +107,9 @@ def make_join_plan(
     plan.preserve_fds = preserve_fds
     plan.rlimits = rlimits(process) or rlimits(container)
     if program is None:
-        program = compile_filter(spec.get("linux", {}).get("seccomp"))
+        program = compile_filter(
+            spec.get("linux", {}).get("seccomp"), extra={"seccomp_cache": seccomp_cache}
+        )
     plan.before = tuple(_before(process, container, container_id))
     sets = capability_sets(process.get("capabilities"))
     if all_capabilities:

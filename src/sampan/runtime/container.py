@@ -1,0 +1,538 @@
+"""The OCI verbs over a bundle and a directory of states: create, start, kill, delete, exec, pause, update.
+
+Each verb is one function. `Store` knows where states are; `Container` is one of them with what can be asked
+of it. Printing, flags and exit codes are cli.py's.
+Source: runtime-spec runtime.md "Operations" and "Lifecycle".
+"""
+
+from __future__ import annotations
+
+import _socket
+import posix
+import time
+
+from sampan.cgroups.manager import open_manager
+from sampan.errors import Conflict, InvalidArgument, NotFound
+from sampan.linux import constants as c
+from sampan.linux import procfs
+from sampan.linux.fastjson import dump_bytes, loads
+from sampan.linux.fds import close_quietly
+from sampan.linux.paths import (
+    S_IFDIR,
+    S_IFMT,
+    clean,
+    exists,
+    make_directories,
+    read_file,
+    remove_tree,
+    replace_file,
+)
+from sampan.linux.process import open_pidfd, pidfd_send_signal
+from sampan.linux.syscalls import LOCK_EX, flock, ioctl
+
+from . import channel
+from .launch import Launch, await_execution
+from .plan import make_plan
+from .state import CREATED, CREATING, PAUSED, RUNNING, STOPPED, ContainerState, decode, require
+from .validate import validate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sampan.cgroups.manager import Manager
+    from sampan.spec.runtime import Hook, LinuxResources, Spec
+
+    from .launch import Child
+
+SIGKILL = 9
+KILL_TRIES, KILL_PAUSE = 1000, 0.01
+_ID_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+
+
+def check_id(container_id: str) -> None:
+    """Names a directory of ours: runc's letters, and no way up."""
+    if not container_id:
+        raise InvalidArgument("container id cannot be empty")
+    if (
+        len(container_id) > 1024
+        or not set(container_id) <= _ID_LETTERS
+        or container_id in (".", "..")
+    ):
+        raise InvalidArgument("invalid container ID format")
+
+
+class Store:
+    """The directory of states."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def directory(self, container_id: str) -> str:
+        check_id(container_id)
+        return f"{self.root}/{container_id}"
+
+    def load(self, container_id: str) -> Container:
+        """NotFound in runc's words when there is none."""
+        directory = self.directory(container_id)
+        try:
+            data = loads(read_file(directory + "/state.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound("container does not exist") from None
+        return Container(directory, decode(data))
+
+    def ids(self) -> list[str]:
+        try:
+            names = posix.listdir(self.root)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if exists(f"{self.root}/{name}/state.json"))
+
+
+class Container:
+    """One container's facts and what follows from them."""
+
+    def __init__(self, directory: str, state: ContainerState) -> None:
+        self.directory = directory
+        self.state = state
+
+    @property
+    def start_socket(self) -> str:
+        return self.directory + "/start.sock"
+
+    def status(self) -> str:
+        """See state.py: derived, never stored."""
+        state = self.state
+        if not state.pid:
+            return CREATING
+        if not procfs.is_alive(state.pid, state.start_time):
+            return STOPPED
+        if exists(self.start_socket):
+            return CREATED
+        return PAUSED if self.is_frozen() else RUNNING
+
+    def is_frozen(self) -> bool:
+        try:
+            return self.state.cgroup_path != "" and self.cgroup().frozen()
+        except OSError:
+            return False
+
+    def cgroup(self) -> Manager:
+        state = self.state
+        if not state.cgroup_path:
+            raise Conflict("the container has no cgroup")
+        return open_manager(state.cgroup_path, driver=state.cgroup_driver, rootless=state.rootless)
+
+    def spec(self) -> Spec:
+        return loads(read_file(self.directory + "/config.json"))  # type: ignore[no-any-return]
+
+    def save(self) -> None:
+        replace_file(self.directory + "/state.json", dump_bytes(self.state.encode()), 0o600)
+
+
+class Lock:
+    """Whoever changes a container's state holds its directory's lock; the kernel lets go when we die."""
+
+    def __init__(self, directory: str) -> None:
+        self.fd = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+
+    def __enter__(self) -> None:
+        flock(self.fd, LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        posix.close(self.fd)
+
+
+# ------------------------------------------------------------------------------------------- create
+
+
+class CreateOptions:
+    """What the command line adds to a bundle."""
+
+    __slots__ = (
+        "cgroup_driver", "console_socket", "new_keyring", "no_cgroup", "no_pivot", "pid_file", "pidfd_socket",
+        "preserve_fds", "rootless", "seccomp_cache",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.cgroup_driver = "cgroupfs"
+        self.console_socket = ""
+        self.new_keyring = True
+        self.no_cgroup = False
+        self.no_pivot = False
+        self.pid_file = ""
+        self.pidfd_socket = ""
+        self.preserve_fds = 0
+        self.rootless = False
+        self.seccomp_cache = ""
+
+
+def load_spec(bundle: str, config: str = "config.json") -> tuple[Spec, bytes]:
+    """(spec, its bytes), checked; the message names the file or the field."""
+    path = config if config.startswith("/") else f"{bundle}/{config}"
+    try:
+        data = read_file(path)
+    except FileNotFoundError:
+        raise NotFound(f"JSON specification file {config} not found") from None
+    except IsADirectoryError:
+        raise InvalidArgument(f"{config}: is a directory") from None
+    try:
+        spec = loads(data)
+    except ValueError as error:
+        raise InvalidArgument(f"{config}: {error}") from None
+    return validate(spec), data
+
+
+def create(
+    store: Store,
+    container_id: str,
+    bundle: str,
+    spec: Spec,
+    text: bytes,
+    options: CreateOptions,
+    *,
+    wait: bool,
+) -> tuple[Container, Launch, Child]:
+    """Make a container. With `wait`, init stays behind on start.sock (state `created`); without, the caller
+    goes on with launch.start(). After any failure nothing is left."""
+    directory = store.directory(container_id)
+    rootfs = _checked_rootfs(bundle, spec)
+    _check_namespace_files(spec)
+    cgroup_path = "" if options.no_cgroup else _cgroup_path(spec, container_id, options)
+    plan = make_plan(
+        spec,
+        container_id=container_id,
+        bundle=bundle,
+        rootfs=rootfs,
+        cgroup_path=cgroup_path,
+        cgroup_driver=options.cgroup_driver,
+        rootless=options.rootless,
+        no_pivot=options.no_pivot,
+        new_keyring=options.new_keyring,
+        preserve_fds=options.preserve_fds,
+        extra={"seccomp_cache": options.seccomp_cache},
+    )
+    make_directories(store.root, 0o711)
+    try:
+        posix.mkdir(directory, 0o711)
+    except FileExistsError:
+        raise Conflict("container with given ID already exists") from None
+    launch = None
+    try:
+        listener = _listen(directory) if wait else -1
+        console = _connect(options.console_socket) if options.console_socket else -1
+        launch = Launch(plan, console_socket=console, start_listener=listener)
+        child = launch.create()
+        close_quietly(listener, console)
+        state = ContainerState(
+            id=container_id,
+            oci_version=spec["ociVersion"],
+            bundle=bundle,
+            rootfs=rootfs,
+            created=now(),
+            pid=child.pid,
+            start_time=child.start_time,
+            cgroup_path=cgroup_path,
+            cgroup_driver=options.cgroup_driver,
+            rootless=options.rootless,
+            annotations=dict(spec.get("annotations") or {}),
+        )
+        container = Container(directory, state)
+        _write(directory + "/config.json", text)
+        _write(directory + "/state.json", dump_bytes(state.encode()))
+        if options.pid_file:
+            replace_file(options.pid_file, b"%d" % child.pid)
+        if options.pidfd_socket:
+            _send_pidfd(options.pidfd_socket, child.pidfd)
+    except BaseException:
+        if launch is not None:
+            launch.undo()
+        remove_tree(directory)
+        raise
+    if wait:
+        launch.release()
+    return container, launch, child
+
+
+def _checked_rootfs(bundle: str, spec: Spec) -> str:
+    path = spec["root"]["path"]
+    rootfs = clean(path if path.startswith("/") else f"{bundle}/{path}")
+    try:
+        # Resolved once, here: everything later uses the descriptor or this path without links.
+        fd = posix.open(rootfs, posix.O_PATH | posix.O_CLOEXEC)
+    except OSError as error:
+        text = posix.strerror(error.errno or 0).lower()
+        raise NotFound(f"root.path: invalid rootfs: {rootfs}: {text}") from None
+    try:
+        if posix.fstat(fd).st_mode & S_IFMT != S_IFDIR:
+            raise InvalidArgument(f"root.path: invalid rootfs: {rootfs}: not a directory")
+        return posix.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        posix.close(fd)
+
+
+def _check_namespace_files(spec: Spec) -> None:
+    """A path of the wrong kind must not be entered by another flag's name."""
+    for index, entry in enumerate(spec.get("linux", {}).get("namespaces") or ()):
+        path = entry.get("path")
+        if not path:
+            continue
+        field = f"linux.namespaces[{index}].path"
+        try:
+            fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        except OSError as error:
+            raise InvalidArgument(
+                f"{field}: {path}: {posix.strerror(error.errno or 0).lower()}"
+            ) from None
+        try:
+            kind = ioctl(fd, c.NS_GET_NSTYPE)
+        except OSError:
+            raise InvalidArgument(f"{field}: {path} is not a namespace") from None
+        finally:
+            posix.close(fd)
+        if kind != c.NAMESPACE_FLAGS[entry["type"]]:
+            raise InvalidArgument(f"{field}: {path} is not a {entry['type']} namespace")
+
+
+def _cgroup_path(spec: Spec, container_id: str, options: CreateOptions) -> str:
+    path = spec.get("linux", {}).get("cgroupsPath") or ""
+    if path:
+        if options.cgroup_driver == "systemd" and path.count(":") != 2:
+            raise InvalidArgument(
+                f'linux.cgroupsPath: expected cgroupsPath to be of format "slice:prefix:name" for systemd cgroups, got "{path}" instead'
+            )
+        return path
+    if options.cgroup_driver == "systemd":
+        return f":sampan-oci:{container_id}"
+    return f"/{container_id}"
+
+
+def _listen(directory: str) -> int:
+    """A socket on which `start` will call, bound by a short name: sun_path holds 107 bytes."""
+    fd = posix.open(directory, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    try:
+        sock.bind(f"/proc/self/fd/{fd}/start.sock")
+        sock.listen(1)
+        return sock.detach()
+    finally:
+        posix.close(fd)
+
+
+def _connect(path: str, kind: int = _socket.SOCK_STREAM) -> int:
+    """Connect to a unix socket wherever it lies."""
+    directory, _, name = path.rpartition("/")
+    fd = posix.open(
+        directory or ("/" if path.startswith("/") else "."), posix.O_PATH | posix.O_CLOEXEC
+    )
+    sock = _socket.socket(_socket.AF_UNIX, kind | _socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(f"/proc/self/fd/{fd}/{name}")
+        return sock.detach()
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        posix.close(fd)
+        sock.close()
+
+
+def _send_pidfd(path: str, pidfd: int) -> None:
+    fd = _connect(path)
+    try:
+        channel.send_descriptor(fd, "pidfd", pidfd)
+    finally:
+        posix.close(fd)
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[posix.write(fd, view) :]
+    finally:
+        posix.close(fd)
+
+
+def now() -> str:
+    """RFC 3339 with nanoseconds, UTC, as Go prints a time."""
+    nanoseconds = time.time_ns()
+    day = time.gmtime(nanoseconds // 1_000_000_000)
+    fraction = f"{nanoseconds % 1_000_000_000:09}".rstrip("0")
+    text = f"{day.tm_year:04}-{day.tm_mon:02}-{day.tm_mday:02}T{day.tm_hour:02}:{day.tm_min:02}:{day.tm_sec:02}"
+    return f"{text}.{fraction}Z" if fraction else text + "Z"
+
+
+# ------------------------------------------------------------------------------------- start, kill
+
+
+def start(container: Container) -> None:
+    """Tell the waiting init to go on; returns when its program runs, raises when it cannot."""
+    with Lock(container.directory):
+        require("start", container.status())
+        sock = _socket.socket(fileno=_connect(container.start_socket, _socket.SOCK_SEQPACKET))
+        posix.unlink(container.start_socket)
+        channel.send(sock, channel.START)
+        await_execution(sock)
+        sock.close()
+    run_hooks(container, "poststart", RUNNING)
+
+
+def run_hooks(container: Container, kind: str, status: str) -> None:
+    """poststart and poststop of the stored spec. LaunchError when one fails."""
+    found: Any = container.spec().get("hooks") or {}
+    wanted: list[Hook] | None = found.get(kind)
+    if not wanted:
+        return
+    from . import hooks
+
+    document = container.state.document(status)
+    hooks.run_all(
+        wanted,
+        kind,
+        {name: value for name, value in document.items() if name not in ("rootfs", "created")},
+    )
+
+
+def kill(container: Container, signal: int, *, everything: bool = False) -> None:
+    """Signal process 1, or with `everything` all processes of the container."""
+    status = container.status()
+    if everything:
+        if status == STOPPED and not _left_over(container):
+            raise Conflict("container not running")
+        _signal_all(container, signal)
+        return
+    require("kill", status)
+    _signal_init(container, signal)
+    if signal == SIGKILL and status == PAUSED:
+        container.cgroup().thaw()  # a frozen process dies only when it runs again
+
+
+def _left_over(container: Container) -> list[int]:
+    try:
+        return container.cgroup().pids() if container.state.cgroup_path else []
+    except OSError:
+        return []
+
+
+def _signal_init(container: Container, signal: int) -> None:
+    state = container.state
+    try:
+        fd = open_pidfd(state.pid, state.start_time)
+    except ProcessLookupError:
+        raise Conflict("container not running") from None
+    try:
+        pidfd_send_signal(fd, signal)
+    except ProcessLookupError:
+        raise Conflict("container not running") from None
+    finally:
+        posix.close(fd)
+
+
+def _signal_all(container: Container, signal: int) -> None:
+    if container.state.cgroup_path:
+        try:
+            container.cgroup().kill_all(signal)
+            return
+        except OSError:
+            if not container.state.rootless:
+                raise
+    _signal_init(container, signal)
+
+
+# -------------------------------------------------------------------------------------------- delete
+
+
+def delete(store: Store, container_id: str, *, force: bool = False) -> list[str]:
+    """Remove what is left of a container; returns warnings of poststop hooks.
+
+    A running one only with `force`; one that only waits for start is killed, as runc does.
+    """
+    try:
+        container = store.load(container_id)
+    except NotFound:
+        # A create that was killed may have left a directory without a state.
+        remove_tree(store.directory(container_id))
+        if force:
+            return []
+        raise
+    status = container.status()
+    if status not in (STOPPED, CREATED, CREATING) and not force:
+        raise Conflict(f"cannot delete container {container_id} that is not stopped: {status}")
+    if status != STOPPED or force:
+        kill_for_good(container)
+    return destroy(container)
+
+
+def kill_for_good(container: Container) -> None:
+    """SIGKILL for all, and wait until process 1 is gone."""
+    state = container.state
+    for attempt in range(KILL_TRIES):
+        if state.cgroup_path:
+            try:
+                manager = container.cgroup()
+                manager.kill_all()
+                if manager.frozen():
+                    manager.thaw()
+            except OSError:
+                pass
+        try:
+            _signal_init(container, SIGKILL)
+        except Conflict:
+            return
+        if not procfs.is_alive(state.pid, state.start_time):
+            return
+        time.sleep(KILL_PAUSE if attempt else 0.001)
+    raise Conflict("container init still running")
+
+
+def destroy(container: Container) -> list[str]:
+    """cgroup, poststop hooks, state directory, in this order (runtime.md "Lifecycle" 10 to 13)."""
+    warnings = []
+    if container.state.cgroup_path:
+        destroy_cgroup(container.cgroup(), container.state.rootless)
+    try:
+        run_hooks(container, "poststop", STOPPED)
+    except channel.LaunchError as error:
+        warnings.append(error.message)
+    except OSError:
+        pass  # the spec's copy is gone: a delete was interrupted after this point
+    remove_tree(container.directory)
+    return warnings
+
+
+def destroy_cgroup(manager: Manager, rootless: bool) -> None:
+    """Everything in it dies with the container: without a pid namespace there may be leftovers."""
+    try:
+        if manager.pids():
+            manager.kill_all()
+        manager.destroy()
+    except OSError:
+        if not rootless:
+            raise
+
+
+# ------------------------------------------------------------------------------------ while it runs
+
+
+def pause(container: Container) -> None:
+    require("pause", container.status())
+    container.cgroup().freeze()
+
+
+def resume(container: Container) -> None:
+    require("resume", container.status())
+    container.cgroup().thaw()
+
+
+def update(container: Container, resources: LinuxResources) -> list[str]:
+    """Change limits while it runs; returns warnings."""
+    require("update", container.status())
+    values: Any = resources
+    return container.cgroup().apply(values, strict=True)
+
+
+def processes(container: Container) -> list[int]:
+    """Every process of the container as the host numbers them."""
+    return sorted(container.cgroup().pids())
