@@ -161,7 +161,7 @@ class _Copier:
                 return
             copy = os.open(name, _CREATE, 0o600, dir_fd=target)
             try:
-                _copy_data(original, copy, info)
+                copy_data(original, copy, info)
                 self.attributes(original, copy, info)
             finally:
                 os.close(copy)
@@ -172,7 +172,7 @@ class _Copier:
         if self._rules.keep_owners:
             os.fchown(target, *(self._rules.owner or (info.st_uid, info.st_gid)))
         os.fchmod(target, stat.S_IMODE(info.st_mode))
-        _set_xattrs(target, xattrs_of(source), follow=True)
+        set_xattrs(target, xattrs_of(source), follow=True)
         os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
 
     def _name_attributes(self, source: int, target: int, name: bytes, info: os.stat_result) -> None:
@@ -185,13 +185,14 @@ class _Copier:
                 os.chmod(proc_path(fd), stat.S_IMODE(info.st_mode))
             finally:
                 os.close(fd)
-        _set_xattrs(proc_path(target, name), xattrs_of(source, name), follow=False)
+        set_xattrs(proc_path(target, name), xattrs_of(source, name), follow=False)
         os.utime(
             name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=target, follow_symlinks=False
         )
 
 
-def _copy_data(original: int, copy: int, info: os.stat_result) -> None:
+def copy_data(original: int, copy: int, info: os.stat_result) -> None:
+    """The bytes of one open file to another, holes kept."""
     pieces = holes(original, info.st_size) if info.st_blocks * 512 < info.st_size else None
     if pieces is None:
         copy_range(original, copy, info.st_size)
@@ -201,7 +202,8 @@ def _copy_data(original: int, copy: int, info: os.stat_result) -> None:
     os.ftruncate(copy, info.st_size)
 
 
-def _set_xattrs(target: int | bytes, xattrs: dict[bytes, bytes], *, follow: bool) -> None:
+def set_xattrs(target: int | bytes, xattrs: dict[bytes, bytes], *, follow: bool) -> None:
+    """Set those that may be carried; what the file system refuses is passed over."""
     for key, value in xattrs.items():
         if not is_foreign_xattr(key):
             try:

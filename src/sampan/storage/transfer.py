@@ -1,0 +1,419 @@
+"""Chosen files of one tree into another: what COPY and ADD of a Dockerfile do, by descriptor on both sides.
+
+    source root, path or pattern  ──select()──►  Selected entries  ──place()──►  target root, destination
+
+Both roots may be hostile: paths are resolved as a process chrooted there would, and what is walked is walked by
+descriptor, so neither side's links lead out (CVE-2024-23652, CVE-2024-1753). The rules are BuildKit's: of a directory
+its content is copied; a directory that is there keeps its attributes; a link named as the source itself is followed,
+one inside a directory is copied.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from sampan.errors import InvalidArgument, NotFound
+from sampan.linux.paths import mkdir_all_in_root, open_in_root
+from sampan.storage.copying import copy_data, set_xattrs
+from sampan.storage.tree import (
+    DIRECTORY_FLAGS,
+    FILE_FLAGS,
+    Walker,
+    open_directory,
+    remove_tree,
+    xattrs_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_PATH = os.O_PATH | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferRules:
+    """How what is copied differs from what it was."""
+
+    owner: tuple[int, int] | None = None
+    mode: Callable[[int, bool], int] | None = None  # (permission bits, is it a directory) -> bits
+    exclude: Callable[[str, bool], bool] | None = (
+        None  # (path from the selected root, is it a directory)
+    )
+    include: Callable[[str, bool], bool] | None = None  # for --parents: which files are meant
+    follow_destination: bool = True  # False for --link: no link of the target is followed
+
+
+class Selected(NamedTuple):
+    """One entry that a pattern chose. `path` is from the source's root, without a slash in front."""
+
+    path: str
+    is_directory: bool
+
+
+def has_wildcard(path: str) -> bool:
+    """Whether it is a pattern: an unescaped * ? or [."""
+    return re.search(r"(?<!\\)[*?\[]", path) is not None
+
+
+def select(root: int, path: str) -> list[Selected]:
+    """What a source names: one entry, or everything that a pattern matches, sorted.
+
+    Raises NotFound where a plain path is not there. A pattern that matches nothing gives nothing.
+    """
+    clean = os.path.normpath("/" + path).lstrip("/")
+    if not has_wildcard(clean):
+        return [_one(root, clean.replace("\\", "") if "\\" in clean else clean)]
+    found = [""]
+    for part in clean.split("/"):
+        found = [name for above in found for name in _matching(root, above, part)]
+    return [_one(root, name) for name in sorted(found)]
+
+
+def _matching(root: int, above: str, part: str) -> list[str]:
+    front = above + "/" if above else ""
+    if not has_wildcard(part):
+        name = front + part.replace("\\", "")
+        return [name] if _exists(root, name) else []
+    try:
+        directory = open_in_root(root, above or ".", _DIRECTORY)
+    except OSError:
+        return []
+    try:
+        listed = os.listdir(directory)
+    finally:
+        os.close(directory)
+    expression = component_pattern(part)
+    return [front + name for name in listed if expression.fullmatch(name)]
+
+
+def component_pattern(pattern: str) -> re.Pattern[str]:
+    """One component of Go's filepath.Match as a regular expression. Raises InvalidArgument for a malformed class."""
+    out, at = "", 0
+    while at < len(pattern):
+        character = pattern[at]
+        at += 1
+        if character == "*":
+            out += "[^/]*"
+        elif character == "?":
+            out += "[^/]"
+        elif character == "\\" and at < len(pattern):
+            out += re.escape(pattern[at])
+            at += 1
+        elif character == "[":
+            end = pattern.find("]", at + 1)
+            if end < 0:
+                raise InvalidArgument(f"syntax error in pattern: {pattern}")
+            out += "[" + pattern[at:end].replace("\\", "\\\\") + "]"
+            at = end + 1
+        else:
+            out += re.escape(character)
+    try:
+        return re.compile(out, re.DOTALL)
+    except re.error:
+        raise InvalidArgument(f"syntax error in pattern: {pattern}") from None
+
+
+def _exists(root: int, path: str) -> bool:
+    try:
+        os.close(open_in_root(root, path, _PATH | os.O_NOFOLLOW))
+    except OSError:
+        return False
+    return True
+
+
+def _one(root: int, path: str) -> Selected:
+    try:
+        fd = open_in_root(root, path or ".", _PATH)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise NotFound(path) from None
+        raise
+    try:
+        return Selected(path, stat.S_ISDIR(os.fstat(fd).st_mode))
+    finally:
+        os.close(fd)
+
+
+def real_path(root: int, path: str) -> int:
+    """A readable descriptor of what the path names, links followed inside the root."""
+    fd = open_in_root(root, path or ".", _PATH)
+    try:
+        flags = (
+            _DIRECTORY
+            if stat.S_ISDIR(os.fstat(fd).st_mode)
+            else os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    finally:
+        os.close(fd)
+
+
+class Transfer:
+    """Copies into one target root. `with` it, for it holds descriptors."""
+
+    def __init__(self, target_root: int, rules: TransferRules) -> None:
+        self._root = target_root
+        self._rules = rules
+        self._links: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self.entries = 0
+
+    def __enter__(self) -> Transfer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd, _name in self._links.values():
+            os.close(fd)
+        self._links.clear()
+
+    # -- the destination
+
+    def directory(self, path: str) -> int:
+        """A descriptor of a destination directory, made with its parents (0755, the rules' owner) where missing."""
+        current = os.dup(self._root)
+        parts = [part for part in path.split("/") if part and part != "."]
+        if self._rules.follow_destination:
+            os.close(current)
+            return self._made("/".join(parts))
+        for part in parts:
+            try:
+                following = self._enter(current, os.fsencode(part))
+            finally:
+                os.close(current)
+            current = following
+        return current
+
+    def _made(self, path: str) -> int:
+        existing = path
+        missing: list[str] = []
+        while existing and not self._is_there(existing):
+            existing, _, last = existing.rpartition("/")
+            missing.insert(0, last)
+        if not missing:
+            fd = open_in_root(self._root, path or ".", _PATH)
+            try:
+                return os.open(f"/proc/self/fd/{fd}", _DIRECTORY)
+            finally:
+                os.close(fd)
+        held = mkdir_all_in_root(self._root, existing or ".")
+        for name in missing:
+            try:
+                following = self._enter(held, os.fsencode(name))
+            finally:
+                os.close(held)
+            held = following
+        return held
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            os.close(open_in_root(self._root, path, _PATH))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _enter(self, parent: int, name: bytes) -> int:
+        """The directory of that name, made where it is missing; a link in its place is replaced."""
+        try:
+            info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                return os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
+            os.unlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        os.mkdir(name, 0o755, dir_fd=parent)
+        fd = os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
+        os.fchmod(fd, 0o755)
+        if self._rules.owner is not None:
+            os.fchown(fd, *self._rules.owner)
+        return fd
+
+    def destination_is_directory(self, path: str) -> bool:
+        """Whether something is there and is a directory."""
+        try:
+            fd = open_in_root(self._root, path or ".", _PATH)
+        except OSError:
+            return False
+        try:
+            return stat.S_ISDIR(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
+
+    # -- entries
+
+    def contents(self, source: int, target_path: str, *, prefix: str = "") -> None:
+        """What is in an open directory into the directory `target_path`, which takes its attributes if it is new."""
+        is_new = not self.destination_is_directory(target_path)
+        target = self.directory(target_path)
+        try:
+            self._tree(source, target, prefix)
+            if is_new:
+                self._attributes(source, target, os.fstat(source), is_directory=True)
+        finally:
+            os.close(target)
+
+    def file(self, source: int, target_path: str) -> None:
+        """An open file (of any kind but a directory) to exactly that path."""
+        above, _, name = target_path.rstrip("/").rpartition("/")
+        parent = self.directory(above)
+        try:
+            self._regular(source, parent, self._final_name(parent, above, name), os.fstat(source))
+        finally:
+            os.close(parent)
+
+    def _final_name(self, parent: int, above: str, name: str) -> bytes:
+        raw = os.fsencode(name)
+        if not raw:
+            raise InvalidArgument("destination is a directory")
+        try:
+            info = os.stat(raw, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return raw
+        if stat.S_ISDIR(info.st_mode):
+            raise InvalidArgument(f"cannot copy file over directory /{above}/{name}")
+        os.unlink(raw, dir_fd=parent)
+        return raw
+
+    def _tree(self, source: int, target: int, prefix: str) -> None:
+        targets: list[tuple[int, bool]] = [(os.dup(target), False)]
+        try:
+            with Walker(source, leave=True) as walker:
+                for step in walker:
+                    path = prefix + os.fsdecode(step.path)
+                    if step.leaving:
+                        fd, is_new = targets.pop()
+                        if is_new:
+                            self._attributes(
+                                step.child, fd, os.fstat(step.child), is_directory=True
+                            )
+                        os.close(fd)
+                    elif step.child >= 0:
+                        if self._is_excluded(path, is_directory=True):
+                            walker.prune()
+                        else:
+                            targets.append(self._into(targets[-1][0], step.name))
+                    elif self._is_wanted(path):
+                        self._entry(step.directory, targets[-1][0], step.name, step.info)
+        finally:
+            for fd, _ in targets:
+                os.close(fd)
+
+    def _is_excluded(self, path: str, *, is_directory: bool) -> bool:
+        return self._rules.exclude is not None and self._rules.exclude(path, is_directory)
+
+    def _is_wanted(self, path: str) -> bool:
+        if self._is_excluded(path, is_directory=False):
+            return False
+        return self._rules.include is None or self._rules.include(path, False)
+
+    def _into(self, parent: int, name: bytes) -> tuple[int, bool]:
+        """(descriptor, is it new) of the directory of that name in the target."""
+        try:
+            info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            info = None
+        if info is not None and not stat.S_ISDIR(info.st_mode):
+            if stat.S_ISLNK(info.st_mode) and self._rules.follow_destination:
+                fd = self._through_link(parent, name)
+                if fd is not None:
+                    return fd, False
+            raise InvalidArgument(f"cannot copy to non-directory: {os.fsdecode(name)}")
+        if info is None:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        return open_directory(name, parent), info is None
+
+    def _through_link(self, parent: int, name: bytes) -> int | None:
+        """A link to a directory in the way is followed inside the root, as BuildKit follows it."""
+        link = os.fsdecode(os.readlink(name, dir_fd=parent))
+        if not link.startswith("/"):
+            return None
+        try:
+            fd = open_in_root(self._root, link, _PATH | os.O_DIRECTORY)
+        except OSError:
+            return None
+        try:
+            return os.open(f"/proc/self/fd/{fd}", _DIRECTORY)
+        finally:
+            os.close(fd)
+
+    def _entry(self, source: int, target: int, name: bytes, info: os.stat_result) -> None:
+        self._make_way(target, name)
+        kind = stat.S_IFMT(info.st_mode)
+        self.entries += 1
+        first = self._links.get((info.st_dev, info.st_ino)) if info.st_nlink > 1 else None
+        if first is not None:
+            os.link(first[1], name, src_dir_fd=first[0], dst_dir_fd=target, follow_symlinks=False)
+            return
+        if kind == stat.S_IFREG:
+            fd = os.open(name, FILE_FLAGS, dir_fd=source)
+            try:
+                self._regular(fd, target, name, os.fstat(fd))
+            finally:
+                os.close(fd)
+        elif kind == stat.S_IFLNK:
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            uid, gid = self._rules.owner or (info.st_uid, info.st_gid)
+            os.chown(name, uid, gid, dir_fd=target, follow_symlinks=False)
+            times = (info.st_atime_ns, info.st_mtime_ns)
+            os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
+        elif kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK):
+            os.mknod(name, kind | stat.S_IMODE(info.st_mode), info.st_rdev, dir_fd=target)
+            uid, gid = self._rules.owner or (info.st_uid, info.st_gid)
+            os.chown(name, uid, gid, dir_fd=target, follow_symlinks=False)
+        if info.st_nlink > 1:
+            self._links[(info.st_dev, info.st_ino)] = (os.dup(target), name)
+
+    def _make_way(self, target: int, name: bytes) -> None:
+        try:
+            info = os.stat(name, dir_fd=target, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(info.st_mode):
+            raise InvalidArgument(f"cannot copy file over directory {os.fsdecode(name)}")
+        remove_tree(name, target)
+
+    def _regular(self, source: int, target: int, name: bytes, info: os.stat_result) -> None:
+        copy = os.open(name, _CREATE, 0o600, dir_fd=target)
+        try:
+            copy_data(source, copy, info)
+            self._attributes(source, copy, info, is_directory=False)
+        finally:
+            os.close(copy)
+
+    def _attributes(
+        self, source: int, target: int, info: os.stat_result, *, is_directory: bool
+    ) -> None:
+        os.fchown(target, *(self._rules.owner or (info.st_uid, info.st_gid)))
+        mode = stat.S_IMODE(info.st_mode)
+        if self._rules.mode is not None:
+            mode = self._rules.mode(mode, is_directory)
+        os.fchmod(target, mode)
+        set_xattrs(target, xattrs_of(source), follow=True)
+        os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def write_file(
+    transfer_root: int, target_path: str, data: bytes, rules: TransferRules, *, mode: int
+) -> None:
+    """A new regular file with this content: a here-document of COPY."""
+    with Transfer(transfer_root, rules) as transfer:
+        above, _, name = target_path.rstrip("/").rpartition("/")
+        parent = transfer.directory(above)
+        try:
+            raw = transfer._final_name(parent, above, name)
+            fd = os.open(raw, _CREATE, 0o600, dir_fd=parent)
+            try:
+                with os.fdopen(os.dup(fd), "wb") as file:
+                    file.write(data)
+                bits = rules.mode(mode, False) if rules.mode is not None else mode
+                os.fchown(fd, *(rules.owner or (0, 0)))
+                os.fchmod(fd, bits)
+            finally:
+                os.close(fd)
+        finally:
+            os.close(parent)
