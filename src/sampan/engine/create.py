@@ -59,7 +59,7 @@ async def create(
         )
     if not request.image:
         raise InvalidArgument("no image specified: Config.Image must not be empty")
-    request = _with_defaults(engine, request, version)
+    request = with_defaults(engine, request, version)
     validate.check_create(request, engine.facts)
     image = await images.resolve(engine, request.image, platform=platform)
     config = merge.merge(request.config(), image.config)
@@ -78,7 +78,7 @@ async def create(
 # -- pure ------------------------------------------------------------------------------------------
 
 
-def _with_defaults(
+def with_defaults(
     engine: Engine, request: CreateRequest, version: tuple[int, int]
 ) -> CreateRequest:
     """What the engine's own settings say where the request says nothing."""

@@ -23,6 +23,7 @@ from sampan.shim.protocol import docker_exit_code
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
     from sampan.engine.live import Container
+    from sampan.engine.records import ContainerRecord
     from sampan.engine.resources import Resources
     from sampan.spec.runtime import Spec
 
@@ -101,7 +102,7 @@ async def _launch(
 ) -> tuple[shims.Shim, dict[str, Any]]:
     fds = [waiting.fd for waiting in pending]
     attach = [{**waiting.request, "fd": index} for index, waiting in enumerate(pending)]
-    request = launch_request(engine, container, spec, taken)
+    request = launch_request(engine, container.record, spec, taken)
     request["attach"] = attach
     if taken.connected.netns_fd >= 0:
         request["netns"] = len(fds)
@@ -110,10 +111,9 @@ async def _launch(
 
 
 def launch_request(
-    engine: Engine, container: Container, spec: Spec, taken: Resources
+    engine: Engine, record: ContainerRecord, spec: Spec, taken: Resources
 ) -> dict[str, Any]:
     """The protocol.Launch of one start."""
-    record = container.record
     config, host = record.config, record.host_config
     extra: dict[str, Any] = {}
     if taken.seccomp_default:
