@@ -22,7 +22,7 @@ async def rename(engine: Engine, ref: str, name: str) -> None:
         raise InvalidArgument("Neither old nor new names may be empty")
     if not ids.is_name(name):
         raise InvalidArgument(
-            f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+            f"Error when allocating new name: Invalid container name (/{name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
         )
     async with container.lock:
         old = container.name
@@ -112,7 +112,7 @@ async def resize(engine: Engine, ref: str, *, height: int, width: int) -> None:
     container = engine.containers.find(ref)
     shim = container.shim
     if not container.is_running or shim is None:
-        raise Conflict(f"container {container.id} is not running")
+        raise Conflict(f"Container {container.id} is not running")
     await shim.call({"op": "resize", "height": height, "width": width})
     engine.events.tell(
         "container",

@@ -57,13 +57,13 @@ async def select(
 def _check_values(filters: Filters) -> None:
     for word in filters.get("status", ()):
         if word not in tuple(Status):
-            raise InvalidArgument(f"invalid filter 'status={word}'")
+            raise InvalidArgument(f"Invalid filter 'status={word}'")
     for word in filters.get("health", ()):
         if word not in HEALTH_WORDS:
-            raise InvalidArgument(f"invalid filter 'health={word}'")
+            raise InvalidArgument(f"Invalid filter 'health={word}'")
     for word in filters.get("exited", ()):
         if parse_int(word) is None:
-            raise InvalidArgument(f"invalid filter 'exited={word}'")
+            raise InvalidArgument(f'strconv.Atoi: parsing "{word}": invalid syntax')
     one_bool(filters, "is-task")
 
 

@@ -96,17 +96,13 @@ def _clean(path: str) -> str:
 def _destination(text: str, whole: str) -> str:
     if "\0" in whole:
         raise InvalidArgument("invalid volume specification: it contains a NUL byte")
+    kind = "bind" if whole.startswith("/") and ":" in whole else "volume"
+    where = f"invalid volume specification: '{whole}': invalid mount config for type \"{kind}\""
     if not text.startswith("/"):
-        raise InvalidArgument(
-            f"invalid volume specification: '{whole}': invalid mount path: '{text}' "
-            "mount path must be absolute"
-        )
+        raise InvalidArgument(f"{where}: invalid mount path: '{text}' mount path must be absolute")
     cleaned = _clean(text)
     if cleaned == "/":
-        raise InvalidArgument(
-            f"invalid volume specification: '{whole}': invalid specification: "
-            "destination can't be '/'"
-        )
+        raise InvalidArgument(f"{where}: invalid specification: destination can't be '/'")
     return cleaned
 
 
@@ -183,9 +179,9 @@ def _parse_mode(text: str, whole: str, *, is_bind: bool) -> dict[str, Any]:
         elif word == "bind-nonrecursive" and is_bind:
             group, key, value = "recursion", "non_recursive", True
         else:
-            raise InvalidArgument(f"invalid volume specification: '{whole}': invalid mode: {text}")
+            raise InvalidArgument(f"invalid mode: {text}")
         if group in seen:
-            raise InvalidArgument(f"invalid volume specification: '{whole}': invalid mode: {text}")
+            raise InvalidArgument(f"invalid mode: {text}")
         seen.add(group)
         if key:
             result[key] = value
@@ -202,9 +198,7 @@ def _mount_error(wanted: MountRequest, text: str) -> InvalidArgument:
 def from_request(wanted: MountRequest) -> MountRecord:
     """One entry of HostConfig.Mounts."""
     if wanted.type not in ("bind", "volume", "tmpfs", "image"):
-        raise InvalidArgument(
-            f'mount type "{wanted.type}" unknown' if wanted.type else "mount type unknown"
-        )
+        raise InvalidArgument(f'invalid mount config for type "{wanted.type}": mount type unknown')
     if not wanted.target:
         raise _mount_error(wanted, "field Target must not be empty")
     if "\0" in wanted.target + wanted.source:
@@ -354,7 +348,7 @@ def from_tmpfs(destination: str, options: str) -> MountRecord:
     for word in words:
         key, equals, _ = word.partition("=")
         if (key not in _TMPFS_DATA) if equals else (word not in _TMPFS_FLAGS):
-            raise InvalidArgument(f'invalid tmpfs option "{word}"')
+            raise InvalidArgument(f'invalid tmpfs option ["{word}"]')
     return MountRecord(
         type="tmpfs",
         destination=cleaned,
@@ -370,7 +364,7 @@ def _volumes_from(text: str, find_container: Callable[[str], ContainerRecord]) -
     if not ref:
         raise InvalidArgument(f"invalid volumes-from specification: '{text}'")
     if mode and mode not in ("ro", "rw", *_LABELS, "ro,z", "ro,Z"):
-        raise InvalidArgument(f"invalid mode for volumes-from: {mode}")
+        raise InvalidArgument(f"invalid mode: {mode}")
     read_only = mode.startswith("ro")
     return [
         msgspec.structs.replace(

@@ -40,6 +40,7 @@ async def remove(
 async def _remove_link(engine: Engine, ref: str) -> None:
     """`rm --link PARENT/ALIAS` takes the alias away from a container of the default bridge."""
     name, _, alias = ref.removeprefix("/").rpartition("/")
+    engine.containers.find(name or ref)
     if not name or not alias:
         raise InvalidArgument(f"Cannot remove, the container {ref} is not a link")
     import msgspec
@@ -79,17 +80,18 @@ def _refuse(container: Container, ref: str, *, force: bool) -> None:
     state = container.state
     if state.paused:
         raise Conflict(
-            f'cannot remove container "{ref}": container is paused and must be unpaused first'
+            f"You cannot remove a paused container {container.id}. "
+            "Unpause and then stop the container before attempting removal or force remove"
         )
     if state.is_running:
         raise Conflict(
-            f'cannot remove container "{ref}": container is running: '
-            "stop the container before removing or force remove"
+            f"You cannot remove a running container {container.id}. "
+            "Stop the container before attempting removal or force remove"
         )
     if state.restarting:
         raise Conflict(
-            f'cannot remove container "{ref}": container is restarting: '
-            "stop the container before removing or force remove"
+            f"You cannot remove a restarting container {container.id}. "
+            "Stop the container before attempting removal or force remove"
         )
 
 

@@ -145,10 +145,13 @@ async def restart(
 
 async def kill(engine: Engine, ref: str, *, signal: str = "KILL") -> None:
     """Send a signal to process 1. SIGKILL goes to everything in the container and is waited for."""
-    container = engine.containers.find(ref)
     number = parse_signal(signal or "KILL")
+    try:
+        container = engine.containers.find(ref)
+    except NotFound as error:
+        raise NotFound(f"Cannot kill container: {ref}: {error.message}") from None
     if not container.is_running:
-        raise Conflict(f"cannot kill container: {ref}: container {container.id} is not running")
+        raise Conflict(f"Cannot kill container: {ref}: Container {container.id} is not running")
     stops = number == SIGKILL or number == _stop_signal(container, "")
     if stops:
         container.save_state(manually_stopped=True)
@@ -195,9 +198,9 @@ async def pause(engine: Engine, ref: str) -> None:
     async with container.lock:
         shim = container.shim
         if not container.is_running or shim is None:
-            raise Conflict(f"container {container.id} is not running")
+            raise Conflict(f"Container {container.id} is not running")
         if container.state.paused:
-            raise Conflict(f"container {container.id} is already paused")
+            raise Conflict(f"Container {container.id} is already paused")
         await shim.call({"op": "pause"})
         container.save_state(paused=True)
         engine.events.tell("container", "pause", container.id, container.attributes())

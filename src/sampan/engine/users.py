@@ -62,11 +62,12 @@ def resolve(text: str, *, passwd: str, group: str, additional: tuple[str, ...] =
                 f"unable to find user {user_part}: no matching entries in passwd file"
             )
         account = _Account(name="", uid=uid, gid=0, home="/")
-    gid, extra = account.gid, []
-    if colon and group_part:
-        gid = _find_group(group_part, groups)
-    elif account.name:
-        extra = [g.gid for g in groups if account.name in g.members]
+    gid = _find_group(group_part, groups) if colon and group_part else account.gid
+    # The primary group is among the others too, so that a process cannot shed it and pass a "group may not"
+    # permission (CVE-2022-36109).
+    extra = [gid]
+    if account.name and not (colon and group_part):
+        extra += [g.gid for g in groups if account.name in g.members]
     extra += [_additional(name, groups) for name in additional]
     return ExecUser(
         uid=account.uid,
@@ -113,7 +114,7 @@ def _additional(text: str, groups: list[_Group]) -> int:
         return number
     if is_digits(text.lstrip("-"), most=200):
         raise InvalidArgument(f"uids and gids must be in range 0-{HIGHEST_ID}")
-    raise InvalidArgument(f"Unable to find group {text}")
+    raise InvalidArgument(f"Unable to find group {text}: no matching entries in group file")
 
 
 def _accounts(passwd: str) -> Iterator[_Account]:

@@ -177,7 +177,9 @@ def _namespaces(request: CreateRequest) -> None:
     if host.userns_mode not in ("", "host"):
         raise InvalidArgument(f"invalid user namespace mode: {host.userns_mode}")
     if host.isolation not in ("", "default"):
-        raise InvalidArgument(f'invalid isolation "{host.isolation}" on linux')
+        raise InvalidArgument(
+            f"Invalid isolation: \"{host.isolation}\" - linux only supports 'default'"
+        )
 
 
 def _network_mode(request: CreateRequest) -> None:
@@ -234,7 +236,7 @@ def _ports(request: CreateRequest) -> None:
 def _runtime(request: CreateRequest) -> None:
     runtime = request.host_config.runtime
     if runtime not in KNOWN_RUNTIMES:
-        raise InvalidArgument(f"unknown or invalid runtime name: {runtime}")
+        raise InvalidArgument(f"Unknown runtime specified {runtime}")
 
 
 def _log_driver(request: CreateRequest) -> None:
@@ -245,7 +247,9 @@ def _log_driver(request: CreateRequest) -> None:
 
 def check_log(driver: str, options: dict[str, str]) -> None:
     if driver not in LOG_DRIVERS:
-        raise InvalidArgument(f"logger: no log driver named '{driver}' is registered")
+        raise InvalidArgument(
+            f'error looking up logging plugin {driver}: plugin "{driver}" not found'
+        )
     for key in sorted(options):
         if key not in _LOG_OPTIONS[driver] and driver != "none":
             raise InvalidArgument(f"unknown log opt '{key}' for {driver} log driver")
@@ -372,7 +376,7 @@ def _check_cpu(wanted: Resources, facts: SharedFacts) -> None:
         raise InvalidArgument("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
     if wanted.nano_cpus < 0 or wanted.nano_cpus > facts.cpus * 10**9:
         raise InvalidArgument(
-            f"range of CPUs is from 0.01 to {facts.cpus}.00, as there are only {facts.cpus} CPUs available"
+            f"Range of CPUs is from 0.01 to {facts.cpus}.00, as there are only {facts.cpus} CPUs available"
         )
     if wanted.cpu_shares < 0:
         raise InvalidArgument(
@@ -412,7 +416,7 @@ def _check_cpuset(wanted: Resources, facts: SharedFacts) -> None:
             continue
         asked = parse_cpu_list(text)
         if asked is None:
-            raise InvalidArgument(f"Invalid value {text} for cpuset {word}")
+            raise InvalidArgument(f"Invalid value {text} for cpuset {word}: invalid format: {text}")
         there = parse_cpu_list(available) if available else None
         if there is not None and not asked <= there:
             raise InvalidArgument(
@@ -499,7 +503,7 @@ def settle_resources(wanted: HostConfig, facts: SharedFacts) -> tuple[HostConfig
 def check_merged(config: ContainerConfig) -> None:
     """What only shows once the image's part is there."""
     if not (config.entrypoint or config.cmd):
-        raise InvalidArgument("no command specified")
+        raise InvalidArgument("No command specified")
     check_working_dir(config.working_dir)
     check_healthcheck(config.healthcheck)
     if config.stop_signal:

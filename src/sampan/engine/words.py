@@ -42,7 +42,7 @@ def parse_signal(text: str) -> int:
     if number is not None:
         if 0 < number <= SIGRTMAX:
             return number
-        raise InvalidArgument(f"invalid signal: {text}")
+        raise InvalidArgument(f"Invalid signal: {text}")
     name = text.upper().removeprefix("SIG")
     if name in _SIGNALS:
         return _SIGNALS[name]
@@ -53,7 +53,7 @@ def parse_signal(text: str) -> int:
             offset = parse_uint(name[len(base) + 1 :], highest=SIGRTMAX - SIGRTMIN)
             if offset is not None:
                 return start + sign * offset
-    raise InvalidArgument(f"invalid signal: {text}")
+    raise InvalidArgument(f"Invalid signal: {text}")
 
 
 def normal_capability(text: str) -> str:
