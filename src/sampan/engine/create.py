@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,7 +20,7 @@ from sampan.engine import images, merge, networking, validate
 from sampan.engine.mounts import collect
 from sampan.engine.records import ContainerRecord, MountRecord
 from sampan.engine.volumes import prepare_volumes, release_volumes
-from sampan.errors import InvalidArgument
+from sampan.errors import InvalidArgument, NotFound
 from sampan.images import unpack
 from sampan.spec.engine.container import (
     ContainerConfig,
@@ -73,6 +74,15 @@ async def create(
     container = await _take(engine, record)
     engine.events.tell("container", "create", container_id, container.attributes())
     return CreateResponse(id=container_id, warnings=warnings + more)
+
+
+def _peer(engine: Engine, ref: str) -> ContainerRecord:
+    """Another container that the request names. A missing one is the request's fault: clients take
+    "not found" from create for a missing image, and pull it."""
+    try:
+        return engine.containers.find(ref).record
+    except NotFound as error:
+        raise InvalidArgument(error.message) from None
 
 
 # -- pure ------------------------------------------------------------------------------------------
@@ -141,7 +151,7 @@ def _record(
     image: Image,
 ) -> ContainerRecord:
     config = msgspec.structs.replace(config, hostname=_hostname(engine, config, host, container_id))
-    mounts = collect(config, host, find_container=lambda ref: engine.containers.find(ref).record)
+    mounts = collect(config, host, find_container=partial(_peer, engine))
     argv = merge.argv(config)
     return ContainerRecord(
         id=container_id,

@@ -18,7 +18,7 @@ from sampan import ids
 from sampan.engine import health, resources, specgen, users, validate
 from sampan.engine.records import ExecRecord
 from sampan.engine.streams import parse_detach_keys
-from sampan.engine.words import granted_capabilities
+from sampan.engine.words import as_runtime_error, granted_capabilities
 from sampan.errors import Conflict, InvalidArgument, NotFound, SampanError
 from sampan.shim.protocol import docker_exit_code
 from sampan.spec.engine.container import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sampan.spec.runtime import Process
 
 KEPT_S = 300.0
+EXEC_FAILED = "OCI runtime exec failed: exec failed: "
 RESIZE_PATIENCE_S = 10.0
 
 
@@ -205,13 +206,14 @@ async def _begin(
         )
         _save(engine, record, running=True)
         reply = await shim.call(request, [fd] if fd >= 0 else [], timeout=120)
-    except SampanError as error:
+    except SampanError as failure:
+        error = as_runtime_error(failure, EXEC_FAILED)
         code = getattr(error, "exit_code", 0) or docker_exit_code(error.message)
         _save(
             engine, record, running=False, exit_code=126 if code == 128 else code,
             finished_at=time.monotonic(),
         )  # fmt: skip
-        raise
+        raise error from failure
     if engine.execs.get(record.id, record).finished_at == 0.0:
         _save(engine, record, pid=int(reply.get("pid", 0)))
 

@@ -71,10 +71,17 @@ def _bounds(engine: Engine, filters: Filters) -> tuple[int, int]:
     """(newer than, older than), as creation times."""
     newest, oldest = (1 << 63) - 1, -1
     for ref in filters.get("before", ()):
-        newest = engine.containers.find(ref).record.created_ns
+        newest = _created(engine, ref)
     for ref in filters.get("since", ()):
-        oldest = engine.containers.find(ref).record.created_ns
+        oldest = _created(engine, ref)
     return oldest, newest
+
+
+def _created(engine: Engine, ref: str) -> int:
+    try:
+        return engine.containers.find(ref).record.created_ns
+    except NotFound:
+        raise NotFound(f"no such container {ref}") from None
 
 
 def _within(container: Container, bounds: tuple[int, int]) -> bool:
@@ -166,7 +173,7 @@ def _has_port(container: Container, wanted: list[str], *, is_publish: bool) -> b
             (int(number), text.partition("/")[2] or "tcp")
             for text, pairs in container.state.ports.items()
             for _, number in pairs
-        } | {_number_and_protocol(text) for text in container.state.ports}
+        }
     else:
         have = {_number_and_protocol(text) for text in container.record.config.exposed_ports}
     for text in wanted:

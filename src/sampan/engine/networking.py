@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sampan.engine.records import ContainerRecord
-from sampan.errors import InvalidArgument
+from sampan.errors import InvalidArgument, NotFound
 from sampan.network import files
 from sampan.network.records import EndpointRecord, EndpointWish, PortWish, SandboxWish
 from sampan.spec.engine.container import EndpointSettings, PortBinding
@@ -57,8 +57,12 @@ async def resolve_wishes(
     mode = record.host_config.network_mode
     kind = mode_kind(mode)
     if kind == "container":
-        peer = engine.containers.find(mode.partition(":")[2])
-        host = msgspec.structs.replace(record.host_config, network_mode=f"container:{peer.id}")
+        host = record.host_config
+        try:
+            peer = engine.containers.find(mode.partition(":")[2])
+            host = msgspec.structs.replace(host, network_mode=f"container:{peer.id}")
+        except NotFound:
+            pass  # it may appear before the start, which looks again
         return msgspec.structs.replace(record, host_config=host, networks={}), []
     wishes = dict(record.networks)
     own = wishes.pop(mode, None) or wishes.pop("default", None) or EndpointSettings()
@@ -83,7 +87,6 @@ def _check_wish(name: str, wish: EndpointSettings) -> None:
             )
         if name == "bridge" and wish.ipam_config and wish.ipam_config.ipv4_address:
             raise InvalidArgument(
-                "invalid config for network bridge: invalid endpoint settings:\n"
                 "user specified IP address is supported on user defined networks only"
             )
 
@@ -155,7 +158,11 @@ def _links(engine: Engine, links: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in links:
         ref, _, alias = text.partition(":")
-        found[alias.rpartition("/")[2] or ref.removeprefix("/")] = engine.containers.find(ref).id
+        try:
+            peer = engine.containers.find(ref)
+        except NotFound as error:
+            raise InvalidArgument(f"could not get container for {ref}: {error.message}") from None
+        found[alias.rpartition("/")[2] or ref.removeprefix("/")] = peer.id
     return found
 
 

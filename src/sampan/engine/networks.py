@@ -261,7 +261,7 @@ def _refuse_connect(container: Container, mode: str, record: NetworkRecord) -> N
         )
     if mode == "host" or record.name == "host":
         raise InvalidArgument(
-            "container cannot be connected to host network or disconnected from it"
+            "container cannot be disconnected from host network or connected to host network"
             if record.name == "host"
             else "container sharing network namespace with another container or host cannot be connected to any other network"
         )

@@ -17,6 +17,7 @@ from sampan.engine.records import ContainerRecord, MountRecord, SharedFacts
 from sampan.engine.users import ExecUser
 from sampan.engine.validate import parse_device_rule
 from sampan.engine.words import granted_capabilities
+from sampan.errors import InvalidArgument
 from sampan.spec.engine.container import HostConfig, Resources, ThrottleDevice
 from sampan.spec.runtime import (
     OCI_VERSION,
@@ -507,6 +508,12 @@ def _sysctls(spec: Spec, record: ContainerRecord, sources: Sources, facts: Share
     if own_network and not facts.rootless:
         settings["net.ipv4.ip_unprivileged_port_start"] = "0"
         settings["net.ipv4.ping_group_range"] = "0 2147483647"
+    for name in host.sysctls:
+        if name.startswith(("net.", "net/")) and host.network_mode == "host":
+            raise InvalidArgument(
+                "failed to create shim task: OCI runtime create failed: runc create failed: "
+                f'sysctl "{name}" not allowed in host network namespace: unknown'
+            )
     settings |= host.sysctls
     if settings:
         spec["linux"]["sysctl"] = settings

@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sampan.engine import health, resources, shims, specgen, supervise
+from sampan.engine import health, resources, shims, specgen, supervise, words
 from sampan.engine.logs import log_request
 from sampan.engine.streams import PendingAttach, close_pending, parse_detach_keys, take_pending
 from sampan.engine.words import parse_signal
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sampan.spec.runtime import Spec
 
 GONE_TIMEOUT_S = 30.0
+CREATE_FAILED = "failed to create shim task: OCI runtime create failed: runc create failed: "
 
 
 async def start(engine: Engine, ref: str, *, detach_keys: str = "") -> None:
@@ -107,7 +108,10 @@ async def _launch(
     if taken.connected.netns_fd >= 0:
         request["netns"] = len(fds)
         fds.append(taken.connected.netns_fd)
-    return await shims.launch(engine.launcher, request, fds)
+    try:
+        return await shims.launch(engine.launcher, request, fds)
+    except SampanError as error:
+        raise words.as_runtime_error(error, CREATE_FAILED) from None
 
 
 def launch_request(

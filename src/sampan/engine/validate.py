@@ -167,7 +167,7 @@ def _namespaces(request: CreateRequest) -> None:
     )
     for name, mode, known in modes:
         if mode not in known and not (mode.startswith("container:") and len(mode) > 10):
-            raise InvalidArgument(f"invalid {name} mode: {mode}")
+            raise InvalidArgument(f"Invalid {name} mode: {mode}")
     if host.uts_mode not in ("", "host"):
         raise InvalidArgument(f"invalid UTS mode: {host.uts_mode}")
     if host.uts_mode == "host" and request.hostname:
@@ -328,7 +328,7 @@ def check_resources(wanted: Resources, facts: SharedFacts) -> None:
     _check_memory(wanted)
     _check_cpu(wanted, facts)
     _check_cpuset(wanted, facts)
-    if wanted.blkio_weight != 0 and not 10 <= wanted.blkio_weight <= 1000:
+    if facts.has_blkio_weight and wanted.blkio_weight and not 10 <= wanted.blkio_weight <= 1000:
         raise InvalidArgument("Range of blkio weight is from 10 to 1000")
     if isinstance(wanted, HostConfig) and not -1000 <= wanted.oom_score_adj <= 1000:
         raise InvalidArgument(
@@ -379,9 +379,7 @@ def _check_cpu(wanted: Resources, facts: SharedFacts) -> None:
             f"Range of CPUs is from 0.01 to {facts.cpus}.00, as there are only {facts.cpus} CPUs available"
         )
     if wanted.cpu_shares < 0:
-        raise InvalidArgument(
-            f"invalid CPU shares ({wanted.cpu_shares}): value must be a positive integer"
-        )
+        raise InvalidArgument("shares: invalid argument")
     if wanted.cpu_period != 0 and not 1000 <= wanted.cpu_period <= 1_000_000:
         raise InvalidArgument(
             "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"

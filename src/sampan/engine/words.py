@@ -7,8 +7,9 @@ of capabilities, so here is just what validation needs.
 from __future__ import annotations
 
 import signal
+from typing import Any
 
-from sampan.errors import InvalidArgument
+from sampan.errors import InvalidArgument, SampanError
 from sampan.units import parse_uint
 
 SIGRTMIN = 34
@@ -34,6 +35,21 @@ _DEFAULT_NAMES = """
     SYS_CHROOT KILL AUDIT_WRITE
     """
 DEFAULT_CAPABILITIES = tuple(f"CAP_{name}" for name in _DEFAULT_NAMES.split())
+
+
+def as_runtime_error(error: SampanError, prefix: str) -> SampanError:
+    """A process that could not be started, told in the words that clients of Docker look for."""
+    code = getattr(error, "exit_code", 0)
+    if not code:
+        return error
+    wrapped: Any = type(error)(
+        f"{prefix}unable to start container process: {error.message}: unknown", hint=error.hint
+    )
+    wrapped.exit_code = code
+    wrapped.step = getattr(error, "step", "")
+    wrapped.errno = getattr(error, "errno", 0)
+    result: SampanError = wrapped
+    return result
 
 
 def parse_signal(text: str) -> int:

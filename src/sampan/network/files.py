@@ -101,9 +101,8 @@ def resolver_file(
         names = host.servers
     else:
         names = [s for s in host.servers if not _is_loopback(s)] or list(FALLBACK_SERVERS)
-    lines = [f"nameserver {name}" for name in names]
-    if search:
-        lines.append("search " + " ".join(search))
+    lines = ["search " + " ".join(search)] if search else []
+    lines += [f"nameserver {name}" for name in names]
     if options:
         lines.append("options " + " ".join(options))
     return "\n".join(lines) + "\n"

@@ -30,11 +30,11 @@ DEFAULT_POOLS: tuple[tuple[str, int], ...] = (
 def parse_network(text: str, *, what: str = "subnet") -> Network:
     """A CIDR whose host bits may be set. Raises InvalidArgument."""
     if "/" not in text:
-        raise InvalidArgument(f"invalid {what} {text}: invalid CIDR block notation")
+        raise InvalidArgument(f"Invalid {what} {text} : invalid CIDR address: {text}")
     try:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise InvalidArgument(f"invalid {what} {text}: invalid CIDR address: {text}") from None
+        raise InvalidArgument(f"Invalid {what} {text} : invalid CIDR address: {text}") from None
 
 
 def parse_address(text: str, *, what: str = "address") -> Address:
@@ -129,7 +129,9 @@ def allocate(pool: PoolSpec, taken: Iterable[str], wanted: str = "") -> str:
     if wanted:
         address = parse_address(wanted)
         if address not in network:
-            raise InvalidArgument(f"no configured subnet contains IP address {wanted}")
+            raise InvalidArgument(
+                f"Invalid address {wanted}: It does not belong to any of this network's subnets"
+            )
         if address in busy or address in (network.network_address, _broadcast(network)):
             raise PermissionDenied("Address already in use")
         return str(address)

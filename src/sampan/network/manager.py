@@ -392,9 +392,10 @@ class NetworkManager:
                 )
             active = [e for key, e in self._endpoints.items() if key[0] == record.id]
             if active:
-                shown = ", ".join(f'name:"{e.container_name}" id:"{e.id[:12]}"' for e in active)
+                shown = ", ".join(e.container_name for e in active)
                 raise PermissionDenied(
-                    f"error while removing network: network {record.name} has active endpoints ({shown})"
+                    f"error while removing network: network {record.name} id {record.id} has active endpoints",
+                    hint=f"connected: {shown}",
                 )
             users = [n.name for n in self._networks.values() if n.spec.config_from == record.name]
             if users:
@@ -742,8 +743,7 @@ class NetworkManager:
                     added.append(each.port)
         except (Internal, Unavailable) as error:
             raise Internal(
-                "failed to set up container networking: driver failed programming external connectivity "
-                f"on endpoint {target.container_name} ({target.id}): {error.message}",
+                f"driver failed programming external connectivity on endpoint {target.container_name} ({target.id}): {error.message}",
                 hint=error.hint,
             ) from error
         translated = translations(target, added)

@@ -50,6 +50,7 @@ class Exec:
             container.loop,
             tty=self.tty,
             stdin_once=True,
+            hold_clients=True,
             capture=self._capture,
             on_end=self._output_ended,
             on_client_end=self._client_ended,
@@ -79,7 +80,9 @@ class Exec:
             child = join(plan, stdio=pipes.theirs if pipes else (), cgroup=cgroup)
         except BaseException:
             if client is not None:
-                client.close()
+                close_quietly(
+                    client.fd
+                )  # not shut down: the engine tells the reason on its own descriptor
             if pipes is not None:
                 pipes.close_theirs()
                 pipes.close_ours()
@@ -153,6 +156,7 @@ class Exec:
             event["truncated"] = self._streams.truncated
         close_quietly(self._pidfd)
         self._pidfd = -1
-        self._container.notify(event)
+        self._container.notify(event)  # before the client sees the end: it asks for the code then
         self._streams.abandon()
+        self._streams.release_clients()
         self._on_end(self)

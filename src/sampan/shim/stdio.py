@@ -181,6 +181,7 @@ class Streams:
         *,
         tty: bool = False,
         stdin_once: bool = False,
+        hold_clients: bool = False,  # they see the end at `release_clients`, not with the output's end
         log: LogWriter | None = None,
         capture: int = -1,
         on_end: Callable[[], None] | None = None,
@@ -189,6 +190,7 @@ class Streams:
         self._loop = loop
         self.tty = tty
         self._stdin_once = stdin_once
+        self._hold_clients = hold_clients
         self._log = log
         self._capture_limit = capture
         self.captured = bytearray()
@@ -354,11 +356,16 @@ class Streams:
             return
         self._ended = True
         self.close_stdin()
+        if not self._hold_clients:
+            self.release_clients()
+        if self._on_end is not None:
+            self._on_end()
+
+    def release_clients(self) -> None:
+        """Let clients see the end of the stream, once they have all that was said."""
         for client in list(self.clients):
             client.ending = True
             self._settle(client)
-        if self._on_end is not None:
-            self._on_end()
 
     # --- clients -----------------------------------------------------------------------------------------------
 
