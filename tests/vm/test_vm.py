@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.slow]
 # file in the guest -> the least number of its tests that must pass there
 GUEST_TESTS = {
     "tests/contract/test_cgroup_manager.py": 20,
+    "tests/contract/test_cgroup_runtime.py": 12,
 }
 LIMIT = 240.0
 
