@@ -135,14 +135,13 @@ class Download:
         with response:
             if start != ingest.offset:
                 ingest.restart()  # Range was ignored; readers go on where they are, in the same bytes
-            buffer = memoryview(bytearray(CHUNK))
-            while count := response.readinto(buffer):
-                if ingest.offset + count > self.descriptor.size:
+            while chunk := response.read_some(CHUNK):
+                if ingest.offset + len(chunk) > self.descriptor.size:
                     raise InvalidArgument(
                         f"unexpected size of layer {self.descriptor.digest}: "
                         f"more than the {self.descriptor.size} bytes that the manifest says"
                     )
-                ingest.write(buffer[:count])
+                ingest.write(chunk)
                 with self._changed:
                     self._offset = ingest.offset
                     self._changed.notify_all()

@@ -321,13 +321,18 @@ class _Translating:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, ConnectionFailed):
-            error.hint = error.hint or offline_hint()
-        elif isinstance(error, SampanError):
+            raise out_of_reach(error) from error.__cause__
+        if isinstance(error, SampanError):
             translated = as_failure(error, self._reference)
             if translated is not error:
                 raise translated from None
         elif isinstance(error, OSError):
             raise disk_failure(error) from error
+
+
+def out_of_reach(error: ConnectionFailed) -> ConnectionFailed:
+    """No registry answered: say what there is without one, in the message itself, which every client shows."""
+    return ConnectionFailed(f"{error.message}\n({offline_hint()})")
 
 
 def disk_failure(error: OSError) -> SampanError:

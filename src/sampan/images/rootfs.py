@@ -128,9 +128,7 @@ class _BodyStream:
         self._response = response
 
     def read(self, size: int, /) -> bytes:
-        buffer = bytearray(size)
-        count = self._response.readinto(memoryview(buffer))
-        return bytes(buffer[:count])
+        return self._response.read_some(size)
 
 
 def target_reference(repo: str, tag: str = "") -> Reference | None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import base64
 import errno
 import http.client
-import io
 import random
 import socket
 import ssl
@@ -72,37 +71,50 @@ class Response:
         self._give_back: Callable[[bool], None] | None = give_back
         self._cancel = cancel
         self._when_closed: Callable[[], None] | None = None
+        if answer.length == 0:  # HEAD, 204 and the like: there is nothing to wait for
+            answer.close()
+            self._finish(reusable=True)
 
     def on_close(self, act: Callable[[], None]) -> None:
         """Do this once when the body was read or given up."""
+        if self._give_back is None:
+            act()
         self._when_closed = act
 
-    def readinto(self, buffer: memoryview) -> int:
-        """Bytes into `buffer`; 0 at the end. ConnectionFailed when the peer stops early or stalls."""
+    def read_some(self, limit: int) -> bytes:
+        """What has arrived, at most `limit`; empty at the end. ConnectionFailed when the peer stops early or stalls.
+
+        `read1`, since `readinto` waits until the buffer is full: progress would come in jumps, and a connection
+        that breaks would take what had arrived with it.
+        """
         self._cancel.check()
+        if self._give_back is None:
+            return b""
         try:
-            count = self._answer.readinto(buffer)
-        except (OSError, http.client.HTTPException) as error:
+            data = self._answer.read1(limit)
+        except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
             self._cancel.check()
             raise ConnectionFailed(f"read {self.url}: {describe(error)}") from error
-        if count == 0 and len(buffer):
-            missing = self._answer.length
-            if missing:
-                self.close()
-                raise ConnectionFailed(f"read {self.url}: unexpected EOF")
-            self._finish(reusable=self._answer.isclosed())
-        return count
+        left = self._answer.length
+        if not data and left:
+            self.close()
+            raise ConnectionFailed(f"read {self.url}: unexpected EOF")
+        if not data or left == 0:
+            self._answer.close()
+            self._finish(reusable=True)
+        return data
 
     def read(self, limit: int, what: str = "response") -> bytes:
         """The whole body, refused when it is longer than `limit`."""
-        out = io.BytesIO()
-        buffer = memoryview(bytearray(min(limit + 1, 64 * 1024)))
-        while out.tell() <= limit:
-            count = self.readinto(buffer)
-            if not count:
-                return out.getvalue()
-            out.write(buffer[:count])
+        chunks: list[bytes] = []
+        size = 0
+        while size <= limit:
+            chunk = self.read_some(64 * 1024)
+            if not chunk:
+                return b"".join(chunks)
+            chunks.append(chunk)
+            size += len(chunk)
         self.close()
         raise InvalidArgument(f"{what} is too large: more than {limit} bytes")
 
@@ -139,9 +151,11 @@ class Transport:
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str, bool], list[http.client.HTTPConnection]] = {}
         self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+        self._closed = False
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True  # a download that ends later closes its own
             connections = [c for group in self._idle.values() for c in group]
             self._idle.clear()
         for connection in connections:
@@ -290,7 +304,7 @@ class Transport:
         if reusable and not self.cancel.is_set():
             with self._lock:
                 idle = self._idle.setdefault(key, [])
-                if len(idle) < _IDLE_PER_HOST:
+                if len(idle) < _IDLE_PER_HOST and not self._closed:
                     idle.append(connection)
                     return
         connection.close()

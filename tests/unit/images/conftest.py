@@ -1,0 +1,48 @@
+"""A catalogue on a temporary directory, and registries beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sampan.images.catalog import Catalog
+from sampan.images.endpoints import Proxies, RegistryConfig
+from sampan.images.pull import Puller
+from sampan.storage.blobs import BlobStore
+from sampan.storage.vfs import VfsSnapshotter
+from tests.support.registry import FakeRegistry
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return open_catalog(tmp_path)
+
+
+def open_catalog(root: Path) -> Catalog:
+    """The same store again, as after a restart."""
+    return Catalog(BlobStore(root / "images"), VfsSnapshotter(root / "layers"))
+
+
+@pytest.fixture
+def registries() -> RegistryConfig:
+    """Fast to give up, and alone with what is on loopback."""
+    return RegistryConfig(
+        certs_dirs=(),
+        proxies=Proxies(),
+        idle_timeout_s=0.5,
+        connect_timeout_s=2,
+        retry_delay_s=0.01,
+    )
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as one:
+        yield one
+
+
+@pytest.fixture
+def puller(catalog: Catalog, registries: RegistryConfig) -> Puller:
+    return Puller(catalog, registries)
