@@ -72,6 +72,9 @@ DEFAULT_RULES = (
     Rule(True, "c", 5, 0, "rwm"),  # tty
     Rule(True, "c", 5, 1, "rwm"),  # console
     Rule(True, "c", 5, 2, "rwm"),  # ptmx
+    Rule(
+        True, "c", 10, 200, "rwm"
+    ),  # net/tun: of use only with CAP_NET_ADMIN, and VPN images make it themselves
     Rule(True, "c", 136, ANY, "rwm"),  # pts/*
 )
 DENY_ALL = Rule(False, "a", ANY, ANY, "rwm")
