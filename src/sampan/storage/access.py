@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from sampan.errors import Internal
 from sampan.linux import constants as c
-from sampan.linux.mounts import clone_tree, new_filesystem, set_attributes
+from sampan.linux.mounts import attach, clone_tree, new_filesystem, set_attributes
 from sampan.linux.paths import read_regular_in_root
+from sampan.linux.syscalls import umount2
 from sampan.storage.tree import open_directory
 
 if TYPE_CHECKING:
@@ -94,3 +95,32 @@ def read_small(root: int, path: str, cap: int) -> bytes | None:
 def escape(path: str) -> str:
     """A path in overlayfs' options: `:` separates there, and `,` ends an option."""
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def mount_view(mounts: Sequence[Mount], path: str) -> None:
+    """Mount a snapshot's view on a directory of ours, for what can only be given as a path."""
+    if len(mounts) != 1:
+        raise Internal(f"a snapshot of {len(mounts)} mounts cannot be mounted")
+    mount = mounts[0]
+    target = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if mount.get("type") == "overlay":
+            fd = new_filesystem("overlay", mount.get("options", []))
+        else:
+            fd = clone_tree(mount.get("source", ""))
+            set_attributes(fd, c.MOUNT_ATTR_RDONLY)
+        try:
+            attach(fd, target)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(target)
+
+
+def unmount_view(path: str) -> None:
+    """Detach what `mount_view` mounted. Idempotent."""
+    try:
+        umount2(path, c.MNT_DETACH)
+    except OSError as error:
+        if error.errno not in (22, 2):  # not mounted, or not there
+            raise

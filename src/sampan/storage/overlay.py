@@ -189,6 +189,7 @@ class OverlaySnapshotter(LayerStore):
 
     def _lower_path(self, chain_id: str) -> str:
         """A short path to a layer's files."""
+        self._show(chain_id)
         return os.path.join(self.root, "l", self._layers[chain_id].link)
 
     def _init_layer(self, parent: str | None) -> str:

@@ -40,8 +40,10 @@ from sampan.errors import Conflict, Internal, InvalidArgument, NotFound, Unsuppo
 from sampan.linux.syscalls import syncfs
 from sampan.storage import layers
 from sampan.storage.copying import copy_attributes
+from sampan.storage.erofs_mount import TAR, is_mounted, mount_layer, unmount_layer
 from sampan.storage.extract import Rules, Whiteouts
 from sampan.storage.snapshots import Snapshot, Usage, check_key
+from sampan.storage.tar_reader import FileStream
 from sampan.storage.tree import open_directory, remove_tree, size_of
 
 if TYPE_CHECKING:
@@ -95,6 +97,16 @@ class StagedLayer:
         else:
             self.discard()
 
+    def replace(self, directory: str, record: LayerRecord) -> None:
+        """Put it in the place of a layer that has the same content in another form."""
+        if self._path is None:
+            raise Conflict("the staged layer was published or discarded already")
+        _write(os.path.join(self._path, "layer.json"), msgspec.json.encode(record))
+        old = os.path.join(os.path.dirname(self._path), secrets.token_hex(8))
+        os.rename(directory, old)
+        os.rename(self._path, directory)
+        self._path = old  # what `discard` now drops
+
     def discard(self) -> None:
         path, self._path = self._path, None
         if path is not None:
@@ -119,6 +131,7 @@ class LayerStore:
         self._layers: dict[str, LayerRecord] = {}
         self._active: dict[str, ActiveRecord] = {}
         self._children: dict[str, int] = {}
+        self._shown: set[str] = set()  # indexed layers that are mounted
         for name in ("", "layers", "active", "i", "l", "staging", "empty"):
             os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
         self._check_version()
@@ -155,13 +168,47 @@ class LayerStore:
 
     def layer_tar(self, chain_id: str) -> BinaryIO | None:
         """The layer's original tar, where this driver keeps it."""
-        self._layer(chain_id)
-        return None
+        if self._layer(chain_id).form != "erofs":
+            return None
+        return open(os.path.join(self._layer_directory(chain_id), TAR), "rb", buffering=0)
 
     def layer_path(self, chain_id: str) -> str:
         """The directory that shows a layer's own files in overlayfs' form."""
+        self._show(chain_id)
+        return os.path.join(self._layer_directory(chain_id), "fs")
+
+    def _layer_directory(self, chain_id: str) -> str:
         self._layer(chain_id)
-        return os.path.join(self.root, "layers", _hex(chain_id), "fs")
+        return os.path.join(self.root, "layers", _hex(chain_id))
+
+    def _show(self, chain_id: str) -> None:
+        """An indexed layer is mounted when it is first needed; unpacked, where this kernel cannot."""
+        if self._layer(chain_id).form != "erofs" or chain_id in self._shown:
+            return
+        with self._lock:
+            directory = self._layer_directory(chain_id)
+            if not is_mounted(directory):
+                try:
+                    mount_layer(directory)
+                except OSError:
+                    self.unpack(chain_id)
+                    return
+            self._shown.add(chain_id)
+
+    def unpack(self, chain_id: str) -> None:
+        """Turn an indexed layer into a directory, from its own tar. Not while it is used."""
+        directory = self._layer_directory(chain_id)
+        tar = os.open(os.path.join(directory, TAR), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            staged = LayerStore.stage(self, FileStream(tar))
+        finally:
+            os.close(tar)
+        with staged, self._lock:
+            record = msgspec.structs.replace(self._layers[chain_id], form="directory")
+            unmount_layer(directory)
+            staged.replace(directory, record)
+            self._layers[chain_id] = record
+            self._shown.discard(chain_id)
 
     def stack(self, chain_id: str | None) -> list[str]:
         """The chain ids of the layers that make up a stack, topmost first, down to one that hides the rest."""
@@ -226,7 +273,8 @@ class LayerStore:
             if name in self._layers:
                 record = self._layers[name]
                 source = os.path.join(self.root, "layers", _hex(name))
-                self._before_layer_goes(name)
+                unmount_layer(source)
+                self._shown.discard(name)
             else:
                 self._snapshot(name)
                 source = os.path.join(self.root, "active", name)
@@ -246,11 +294,21 @@ class LayerStore:
         staging = open_directory(os.path.join(self.root, "staging"))
         try:
             for name in os.listdir(staging):
+                unmount_layer(os.path.join(self.root, "staging", name))
                 remove_tree(name, staging)
                 count += 1
         finally:
             os.close(staging)
         return count
+
+    def close(self) -> None:
+        """Unmount what was mounted to show layers; containers that run keep what they have."""
+        self.sync()
+        with self._lock:
+            for chain_id, record in self._layers.items():
+                if record.form == "erofs":
+                    unmount_layer(self._layer_directory(chain_id))
+            self._shown.clear()
 
     def sync(self) -> None:
         """Wait until every published layer is on disk."""
@@ -262,15 +320,13 @@ class LayerStore:
         """The directory that holds what an active snapshot wrote."""
         raise NotImplementedError
 
-    def _before_layer_goes(self, chain_id: str) -> None:
-        """A last word before a layer's directory is removed (under the lock)."""
-
     def _new_staging(self) -> str:
         path = os.path.join(self.root, "staging", secrets.token_hex(8))
         os.mkdir(path, 0o700)
         return path
 
     def _discard(self, path: str) -> None:
+        unmount_layer(path)
         directory = open_directory(os.path.dirname(path))
         try:
             remove_tree(os.path.basename(path), directory)
