@@ -70,16 +70,23 @@ def exists(path: str) -> bool:
 def make_directories(root: str, path: str) -> list[str]:
     """Make root + path with its parents; return the directories that are new, outermost first.
 
-    The leaf is tried first: its parent nearly always exists.
+    The leaf is tried first: its parent nearly always exists. Anybody may read a cgroup, whatever the
+    caller's umask, as everywhere else: a container's own user looks at its limits.
     """
     full = root + path
+    umask = os.umask(0o022)
     try:
         os.mkdir(full, 0o755)
         return [full]
     except FileExistsError:
         return []
     except FileNotFoundError:
-        pass
+        return make_from_the_top(root, path)
+    finally:
+        os.umask(umask)
+
+
+def make_from_the_top(root: str, path: str) -> list[str]:
     made = []
     here = root
     for part in path.split("/"):

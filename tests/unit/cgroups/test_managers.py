@@ -5,13 +5,14 @@ A stand-in file keeps the last value written; what the kernel itself does is tes
 
 from __future__ import annotations
 
+import os
 from errno import EACCES, EBUSY, EINVAL
 from pathlib import Path
 
 import pytest
 
 from sampan.cgroups import v2
-from sampan.cgroups.files import remove_tree, write
+from sampan.cgroups.files import make_directories, remove_tree, write
 from sampan.cgroups.host import CgroupHost
 from sampan.cgroups.v1 import V1Manager
 from sampan.cgroups.v2 import V2Manager, enable_controllers
@@ -255,6 +256,18 @@ def test_controllers_are_passed_on_from_the_root_down(tmp_path: Path) -> None:
     enable_controllers(str(tmp_path), "/a/b", ("cpu", "memory", "pids", "rdma"))
     assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory +pids"
     assert (tmp_path / "a" / "cgroup.subtree_control").read_text() == "+cpu +memory"
+
+
+def test_directories_are_for_all_to_read_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        assert make_directories(str(tmp_path), "/a/b") == [f"{tmp_path}/a", f"{tmp_path}/a/b"]
+        assert make_directories(str(tmp_path), "/a/b") == []
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
 
 
 def test_removing_takes_children_and_forgives_absence(tmp_path: Path) -> None:
