@@ -28,7 +28,10 @@ async def rename(engine: Engine, ref: str, name: str) -> None:
         old = container.name
         if name == old:
             raise InvalidArgument("Renaming a container with the same name as its current name")
-        engine.containers.rename(container, name)
+        try:
+            engine.containers.rename(container, name)
+        except Conflict as error:
+            raise Conflict(f"Error when allocating new name: {error.message}") from None
         await engine.run_blocking(create.write_copy, engine, container.record)
         if container.is_running:
             await engine.run_blocking(engine.networks.rename, container.id, name)

@@ -13,7 +13,7 @@ from sampan.errors import Conflict, NotFound, SampanError
 from sampan.images.assemble import assemble, extend, parts_of
 from sampan.images.changes import apply_changes
 from sampan.images.rootfs import store_layer, target_reference
-from sampan.images.transport import Cancel
+from sampan.images.progress import Cancel
 from sampan.images.unpack import unpack
 from sampan.spec.engine.container import ContainerConfig, IdResponse
 from sampan.spec.image import History, RunConfig

@@ -8,9 +8,10 @@ leaves nothing. Nothing is mounted here.
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -74,15 +75,6 @@ async def create(
     container = await _take(engine, record)
     engine.events.tell("container", "create", container_id, container.attributes())
     return CreateResponse(id=container_id, warnings=warnings + more)
-
-
-def _peer(engine: Engine, ref: str) -> ContainerRecord:
-    """Another container that the request names. A missing one is the request's fault: clients take
-    "not found" from create for a missing image, and pull it."""
-    try:
-        return engine.containers.find(ref).record
-    except NotFound as error:
-        raise InvalidArgument(error.message) from None
 
 
 # -- pure ------------------------------------------------------------------------------------------
@@ -151,12 +143,12 @@ def _record(
     image: Image,
 ) -> ContainerRecord:
     config = msgspec.structs.replace(config, hostname=_hostname(engine, config, host, container_id))
-    mounts = collect(config, host, find_container=partial(_peer, engine))
+    mounts = collect(config, host, find_container=lambda ref: other_container(engine, ref).record)
     argv = merge.argv(config)
     return ContainerRecord(
         id=container_id,
         name=name,
-        created_ns=_now(),
+        created_ns=time.time_ns(),
         image_id=image.id,
         chain_id=image.chain_id,
         driver=engine.snapshots.name,
@@ -170,21 +162,22 @@ def _record(
     )
 
 
-def _now() -> int:
-    import time
-
-    return time.time_ns()
+def other_container(engine: Engine, ref: str, prefix: str = "") -> Container:
+    """A container that the request names. That there is none is the request's fault: clients take NotFound
+    on create to mean the image, and pull it."""
+    try:
+        return engine.containers.find(ref)
+    except NotFound as error:
+        raise InvalidArgument(f"{prefix}{error.message}") from None
 
 
 def _hostname(engine: Engine, config: ContainerConfig, host: HostConfig, container_id: str) -> str:
     if config.hostname:
         return config.hostname
     if host.network_mode == "host" or host.uts_mode == "host":
-        import os
-
         return os.uname().nodename
     if host.network_mode.startswith("container:"):
-        peer = engine.containers.find(host.network_mode.partition(":")[2])
+        peer = other_container(engine, host.network_mode.partition(":")[2])
         return peer.record.config.hostname
     return ids.short_id(container_id)
 
@@ -235,10 +228,9 @@ def write_copy(engine: Engine, record: ContainerRecord) -> None:
 
 def check_bind_sources(mounts: tuple[MountRecord, ...]) -> None:
     """--mount wants the source to exist; -v makes a directory of it at start."""
-    from pathlib import Path
-
     for mount in mounts:
-        if mount.type == "bind" and not mount.create_source and not Path(mount.source).exists():
+        is_strict = mount.type == "bind" and not mount.create_source
+        if is_strict and not os.path.lexists(mount.source):
             raise InvalidArgument(
                 f'invalid mount config for type "bind": bind source path does not exist: {mount.source}'
             )

@@ -131,12 +131,12 @@ class ExecStream:
         try:
             await _begin(self._engine, self._container, self._record, self._options, attach, fd)
         except SampanError as error:
-            await self._engine.run_blocking(_tell, fd, error.message, self.tty)
+            await self._engine.run_blocking(_tell, fd, error.message, tty=self.tty)
         finally:
             os.close(fd)
 
 
-def _tell(fd: int, message: str, tty: bool) -> None:
+def _tell(fd: int, message: str, *, tty: bool) -> None:
     """As output of the process that never was: clients show it where they would have shown that."""
     data = message.encode() + b"\r\n"
     if not tty:
@@ -352,6 +352,9 @@ async def resize(engine: Engine, exec_id: str, *, height: int, width: int) -> No
 
 async def inspect(engine: Engine, exec_id: str) -> ExecInspect:
     record, container = _find(engine, exec_id)
+    if record.running and container.shim is not None:
+        container.shim.drain()
+        record = engine.execs.get(exec_id, record)
     config = record.config
     argv = list(config.cmd or ())
     return ExecInspect(

@@ -163,6 +163,8 @@ def _make_bind_sources(mounts: tuple[MountRecord, ...]) -> None:
     for mount in mounts:
         if mount.type != "bind":
             continue
+        if mount.propagation in ("shared", "rshared", "slave", "rslave"):
+            _check_propagation(mount)
         source = Path(mount.source)
         if source.exists():
             continue
@@ -177,6 +179,35 @@ def _make_bind_sources(mounts: tuple[MountRecord, ...]) -> None:
                 f"error while creating mount source path '{source}': mkdir {source}: "
                 f"{(error.strerror or 'failed').lower()}"
             ) from error
+
+
+def _check_propagation(mount: MountRecord) -> None:
+    """A mount cannot share what its source's own mount does not: said here, where the words can be clear."""
+    point, optional = mount_of_path(os.path.realpath(mount.source))
+    is_shared = any(field.startswith("shared:") for field in optional)
+    is_slave = any(field.startswith("master:") for field in optional)
+    if mount.propagation.endswith("shared"):
+        if not is_shared:
+            raise Internal(
+                f"path {mount.source} is mounted on {point} but it is not a shared mount"
+            )
+    elif not (is_shared or is_slave):
+        raise Internal(
+            f"path {mount.source} is mounted on {point} but it is not a shared or slave mount"
+        )
+
+
+def mount_of_path(path: str) -> tuple[str, list[str]]:
+    """(mount point, optional fields) of the mount that holds a path: proc_pid_mountinfo(5)."""
+    best: tuple[str, list[str]] = ("/", [])
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(" ")
+            point = fields[4].replace("\\040", " ")
+            inside = path == point or path.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best[0]):
+                best = (point, fields[6 : fields.index("-")])
+    return best
 
 
 def _image_mounts(engine: Engine, mounts: tuple[MountRecord, ...]) -> list[Mount]:

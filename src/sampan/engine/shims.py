@@ -44,6 +44,12 @@ class Shim:
     def _readable(self) -> None:
         self._client.dispatch()
 
+    def drain(self) -> None:
+        """Handle now what has already arrived: a client that saw its stream end asks for the exit code at once,
+        and the event that tells it was sent before that end."""
+        if not self.closed:
+            self._client.dispatch()
+
     def _event(self, message: Message) -> None:
         if self._handler is None:
             assert self._backlog is not None

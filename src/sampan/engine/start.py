@@ -17,7 +17,7 @@ from sampan.engine import health, resources, shims, specgen, supervise, words
 from sampan.engine.logs import log_request
 from sampan.engine.streams import PendingAttach, close_pending, parse_detach_keys, take_pending
 from sampan.engine.words import parse_signal
-from sampan.errors import Conflict, InvalidArgument, NotFound, NotModified, SampanError
+from sampan.errors import Conflict, NotFound, NotModified, SampanError
 from sampan.shim.protocol import docker_exit_code
 
 if TYPE_CHECKING:
@@ -203,10 +203,3 @@ async def _failed(engine: Engine, container: Container, error: Exception) -> Non
     )
     if container.record.host_config.auto_remove:
         supervise.remove_soon(engine, container)
-
-
-def start_error(error: SampanError) -> SampanError:
-    """126 and 127 are the client's mistake (400), everything else ours (500)."""
-    if getattr(error, "exit_code", 128) in (126, 127) and not isinstance(error, InvalidArgument):
-        return InvalidArgument(error.message, hint=error.hint)
-    return error

@@ -72,7 +72,7 @@ def resolve(text: str, *, passwd: str, group: str, additional: tuple[str, ...] =
     return ExecUser(
         uid=account.uid,
         gid=gid,
-        groups=tuple(dict.fromkeys(extra)),
+        groups=tuple(dict.fromkeys([gid, *extra])),
         home=account.home or "/",
     )
 

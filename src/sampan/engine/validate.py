@@ -169,7 +169,7 @@ def _namespaces(request: CreateRequest) -> None:
         if mode not in known and not (mode.startswith("container:") and len(mode) > 10):
             raise InvalidArgument(f"Invalid {name} mode: {mode}")
     if host.uts_mode not in ("", "host"):
-        raise InvalidArgument(f"invalid UTS mode: {host.uts_mode}")
+        raise InvalidArgument(f"Invalid UTS mode: {host.uts_mode}")
     if host.uts_mode == "host" and request.hostname:
         raise InvalidArgument("conflicting options: hostname and the UTS mode")
     if host.cgroupns_mode not in ("", "private", "host"):
@@ -262,7 +262,10 @@ def _log_numbers(options: dict[str, str]) -> None:
     if options.get("max-file") == "0":
         raise InvalidArgument("max-file cannot be less than 1")
     if options.get("max-size") not in (None, "-1"):
-        parse_size(options["max-size"])
+        try:
+            parse_size(options["max-size"])
+        except InvalidArgument as error:
+            raise InvalidArgument(f"failed to initialize logging driver: {error}") from None
     if options.get("mode", "blocking") not in ("blocking", "non-blocking"):
         raise InvalidArgument(f"logger: logging mode not supported: {options['mode']}")
     if "max-buffer-size" in options:
@@ -308,6 +311,13 @@ def _device_requests(request: CreateRequest) -> None:
         )
 
 
+def _storage_options(request: CreateRequest) -> None:
+    if request.host_config.storage_opt:
+        raise InvalidArgument(
+            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option"
+        )
+
+
 def _sysctls(request: CreateRequest) -> None:
     for name, value in request.host_config.sysctls.items():
         if not name or "\0" in name + value:
@@ -317,7 +327,7 @@ def _sysctls(request: CreateRequest) -> None:
 CHECKS: tuple[Callable[[CreateRequest], None], ...] = (
     _working_dir, _environment, _arguments, _hostname, _healthcheck, _stop_signal, _auto_remove, _restart_policy,
     _capabilities, _shm_size, _extra_hosts, _namespaces, _network_mode, _ports, _runtime, _log_driver, _security,
-    _device_requests, _sysctls,
+    _device_requests, _storage_options, _sysctls,
 )  # fmt: skip
 
 
