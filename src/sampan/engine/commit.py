@@ -11,9 +11,9 @@ from sampan.engine import merge
 from sampan.engine.image_views import run_config
 from sampan.errors import Conflict, NotFound, SampanError
 from sampan.images.assemble import assemble, extend, parts_of
+from sampan.images.cancel import Cancel
 from sampan.images.changes import apply_changes
 from sampan.images.rootfs import store_layer, target_reference
-from sampan.images.progress import Cancel
 from sampan.images.unpack import unpack
 from sampan.spec.engine.container import ContainerConfig, IdResponse
 from sampan.spec.image import History, RunConfig
