@@ -167,7 +167,12 @@ def _find_docker(members: Members) -> Iterator[Found]:
                 f"invalid manifest, layers length mismatch: expected {len(names)}, "
                 f"got {len(document.diff_ids)}"
             )
-        manifest = originals.get(document.id) or _manifest_for(members, names, document)
+        manifest = originals.get(document.id)
+        if manifest is None:
+            manifest = _manifest_for(members, names, document)
+        else:
+            for layer in manifest.layers:
+                members.check_oci_blob(layer)
         yield Found(document=document, manifest=manifest, references=references)
 
 

@@ -65,6 +65,7 @@ class Members:
                 for entry in reader:
                     cancel.check()
                     members._keep(reader, entry, cancel)
+                reader.drain()  # a compressed archive is whole only when its last byte was right
             except TarError as error:
                 if not members._files:
                     raise InvalidArgument(f"invalid tar header: {error}") from None
