@@ -329,6 +329,7 @@ class Container:
                 {"event": "log_trouble", "message": f"writing exit.json: {error}", "lost": 0}
             )
         self.notify({"event": "exit", **self.exit})
+        self.streams.release_clients()
         self.loop.later(0, self._tear_down)
 
     # --- letting go --------------------------------------------------------------------------------------------

@@ -50,7 +50,6 @@ class Exec:
             container.loop,
             tty=self.tty,
             stdin_once=True,
-            hold_clients=True,
             capture=self._capture,
             on_end=self._output_ended,
             on_client_end=self._client_ended,
@@ -80,9 +79,7 @@ class Exec:
             child = join(plan, stdio=pipes.theirs if pipes else (), cgroup=cgroup)
         except BaseException:
             if client is not None:
-                close_quietly(
-                    client.fd
-                )  # not shut down: the engine tells the reason on its own descriptor
+                client.let_go()  # not shut down: the engine tells the reason on its own descriptor
             if pipes is not None:
                 pipes.close_theirs()
                 pipes.close_ours()

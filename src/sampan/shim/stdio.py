@@ -106,6 +106,11 @@ class Client:
         self._unsent = _after(self._unsent, sent)
         return True
 
+    def let_go(self) -> None:
+        """Close our copy only: whoever gave it to us goes on with his."""
+        fd, self.fd = self.fd, -1
+        close_quietly(fd)
+
     def close(self) -> None:
         """End the connection so that the peer reads all that was sent and then end of file.
 
@@ -181,7 +186,6 @@ class Streams:
         *,
         tty: bool = False,
         stdin_once: bool = False,
-        hold_clients: bool = False,  # they see the end at `release_clients`, not with the output's end
         log: LogWriter | None = None,
         capture: int = -1,
         on_end: Callable[[], None] | None = None,
@@ -190,7 +194,6 @@ class Streams:
         self._loop = loop
         self.tty = tty
         self._stdin_once = stdin_once
-        self._hold_clients = hold_clients
         self._log = log
         self._capture_limit = capture
         self.captured = bytearray()
@@ -203,7 +206,8 @@ class Streams:
         self._input: list[bytes] = []  # accepted from clients, not yet taken by the process
         self._close_stdin_when_written = False
         self._paused = False
-        self._ended = False
+        self._ended = False  # all output was read
+        self._released = False  # and the exit is known: connections may end
         self.clients: list[Client] = []
 
     # --- wiring ------------------------------------------------------------------------------------------------
@@ -230,7 +234,7 @@ class Streams:
         client.replay = replay
         client.live = live
         self.clients.append(client)
-        if self._ended or not live:
+        if self._released or not live:
             client.ending = True
         if self._outputs or self._ended:
             self._watch_client(client)
@@ -356,13 +360,13 @@ class Streams:
             return
         self._ended = True
         self.close_stdin()
-        if not self._hold_clients:
-            self.release_clients()
         if self._on_end is not None:
             self._on_end()
 
     def release_clients(self) -> None:
-        """Let clients see the end of the stream, once they have all that was said."""
+        """Let clients see the end of the stream, once they have all that was said. Not before the exit code has
+        been told to the engine: a client that sees the end asks the engine for it at once."""
+        self._released = True
         for client in list(self.clients):
             client.ending = True
             self._settle(client)
