@@ -30,6 +30,7 @@ import msgspec
 from sampan import config as configuration
 from sampan import ids
 from sampan.api.server import ApiServer
+from sampan.build.verb import Builder
 from sampan.cgroups import manager as cgroups
 from sampan.config import Config
 from sampan.engine import supervise, volumes
@@ -353,7 +354,8 @@ async def serve(config: Config) -> None:
     await engine.run_blocking(engine.launcher.ensure)
     await restore(engine)
     unwatch = _watch_rules(engine)
-    server = ApiServer(engine)
+    builder = await engine.run_blocking(Builder, engine)
+    server = ApiServer(engine, builder)
     await server.listen()
     gc.freeze()
     notify("READY=1")

@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sampan import __version__
-from sampan.api import containers, images, networks, streams, swarm, system, volumes
+from sampan.api import build, containers, images, networks, streams, swarm, system, volumes
 from sampan.api.http import Connection, HttpServer
 from sampan.api.router import NEWEST, Route, Router, dotted, parse_version
 from sampan.api.tls import TlsProtocol
 from sampan.errors import Conflict, InvalidArgument
 
 if TYPE_CHECKING:
+    from sampan.build.verb import Builder
     from sampan.engine.context import Engine
 
 BACKLOG = 4096
@@ -64,12 +65,12 @@ def common_headers(*, experimental: bool) -> tuple[tuple[str, str], ...]:
 class ApiServer:
     """The engine's listeners, from `listen` to `close`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, builder: Builder) -> None:
         config = engine.config
         self._config = config
         oldest = parse_version(config.min_api_version)
         self.http = HttpServer(
-            Router(engine, ROUTES, oldest=oldest), common_headers(experimental=config.experimental)
+            Router(engine, (*ROUTES, *build.routes(builder)), oldest=oldest), common_headers(experimental=config.experimental)
         )
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []

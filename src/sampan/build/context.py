@@ -70,7 +70,7 @@ class Context:
         """Blocking: take a tar, or a single Dockerfile where it is no tar."""
         plain = _Peek(decompress.open_stream(stream))
         head = plain.peek(512)
-        if (len(head) == 512 and head[257:262] == b"ustar") or _is_old_tar(head):
+        if looks_like_tar(head):
             layers.apply(plain, self.fd, rules=CONTEXT_RULES)
             return
         data = plain.read_all(MAX_DOCKERFILE)
@@ -123,17 +123,6 @@ def _remove_empty(directory: int, name: bytes) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
             raise
-
-
-def _is_old_tar(head: bytes) -> bool:
-    """A v7 tar has no magic, but a checksum that fits."""
-    if len(head) < 512:
-        return False
-    field = head[148:156].split(b"\0")[0].strip()
-    if not field or any(c not in b"01234567" for c in field):
-        return False
-    total = sum(head[:148]) + 8 * 32 + sum(head[156:512])
-    return int(field, 8) == total
 
 
 class _Peek:
@@ -222,6 +211,16 @@ def _add(total: hashlib._Hash, name: bytes, info: os.stat_result, fd: int) -> No
         with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
             file.seek(0)
             total.update(hashlib.file_digest(file, "sha256").digest())
+
+
+def looks_like_tar(head: bytes) -> bool:
+    """A header block whose checksum fits (a v7 archive has no other mark)."""
+    if len(head) < 512:
+        return False
+    field = head[148:156].replace(b"\0", b" ").strip()
+    if not field or any(c not in b"01234567" for c in field):
+        return False
+    return int(field, 8) == sum(head[:148]) + 8 * 32 + sum(head[156:512])
 
 
 def missing(path: str) -> NotFound:

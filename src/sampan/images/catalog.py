@@ -352,12 +352,19 @@ class Catalog:
         """A layer's bytes as its descriptor has them. One of our own making may exist only unpacked."""
         if self.blobs.has(layer.digest):
             return self.blobs.open(layer.digest)
-        stream = self.snapshots.layer_tar(chain_id) if self.snapshots.exists(chain_id) else None
-        if stream is None:
+        if not self.snapshots.exists(chain_id):
             raise Internal(
                 f"layer {layer.digest} is not in the store", hint="pull or load the image again"
             )
-        return stream
+        return self.snapshots.layer_tar(chain_id) or self._made_again(layer, chain_id)
+
+    def _made_again(self, layer: Descriptor, chain_id: str) -> BinaryIO:
+        """The tar of a layer that a build or a commit left unpacked: made anew, kept, and checked by its digest."""
+        with self.blobs.ingest() as ingest:
+            for chunk in self.snapshots.diff(chain_id):
+                ingest.write(chunk)
+            ingest.commit(layer.digest, layer.size)
+        return self.blobs.open(layer.digest)
 
     # --- adding and naming ---------------------------------------------------------------------------
 

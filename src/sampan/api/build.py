@@ -1,0 +1,139 @@
+"""Build endpoints: decode, call one verb, encode."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from sampan.api.call import Call, header_json
+from sampan.api.progress import Report, progress_stream
+from sampan.api.router import Route, post
+from sampan.api.transfers import receive
+from sampan.build.verb import Builder, BuildRequest, build
+from sampan.errors import InvalidArgument
+from sampan.spec.engine.container import HostConfig, Ulimit
+
+Endpoint = Callable[[Call], Awaitable[None]]
+
+
+def routes(builder: Builder) -> tuple[Route, ...]:
+    """The routes of one builder."""
+
+    async def build_image(call: Call) -> None:
+        await _build(builder, call)
+
+    async def cancel(call: Call) -> None:
+        task = builder.running.get(call.text("id"))
+        if task is None:
+            raise InvalidArgument(f"build id {call.text('id')!r} is not running")
+        task.cancel()
+        await call.empty(200)
+
+    return (post("/build", build_image), post("/build/cancel", cancel))
+
+
+async def _build(builder: Builder, call: Call) -> None:
+    request = build_request(call)
+    async with receive(call.request.body) as source:
+
+        async def verb(report: Report) -> None:
+            await build(builder, request, source, report)
+
+        await progress_stream(call, verb)
+
+
+def build_request(call: Call) -> BuildRequest:
+    """The query's parameters as a request. Raises InvalidArgument naming the parameter."""
+    if call.text("version") == "2":
+        raise InvalidArgument(
+            "BuildKit's sessions are not served",
+            hint="set DOCKER_BUILDKIT=0; the classic route builds with everything",
+        )
+    arguments = _json(call, "buildargs")
+    return BuildRequest(
+        dockerfile=call.text("dockerfile", "Dockerfile"),
+        remote=call.text("remote"),
+        tags=tuple(tag for tag in call.many("t") if tag),
+        args={key: value for key, value in arguments.items() if isinstance(value, str)},
+        labels={key: str(value) for key, value in _json(call, "labels").items()},
+        target=call.text("target"),
+        platform=call.text("platform"),
+        network=call.text("networkmode"),
+        quiet=call.flag("q"),
+        no_cache=call.flag("nocache"),
+        no_cache_stages=tuple(name for name in call.text("nocachefilter").split(",") if name),
+        pull=call.flag("pull"),
+        remove=call.flag("rm", default=True),
+        host=_host_config(call),
+        secrets=_secrets(call),
+        allow=frozenset(call.many("allow")),
+        auths=_auths(call),
+    )
+
+
+def _json(call: Call, key: str) -> dict[str, Any]:
+    text = call.text(key)
+    if not text:
+        return {}
+    try:
+        found = msgspec.json.decode(text, type=dict[str, Any] | None)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidArgument(f"error reading {key}: {error}") from None
+    return found or {}
+
+
+def _host_config(call: Call) -> HostConfig:
+    numbers = {
+        "memory": "memory", "memswap": "memory_swap", "cpushares": "cpu_shares", "cpuperiod": "cpu_period",
+        "cpuquota": "cpu_quota", "shmsize": "shm_size",
+    }  # fmt: skip
+    fields: dict[str, Any] = {
+        field: number for key, field in numbers.items() if (number := call.number(key))
+    }
+    texts = {
+        "cpusetcpus": "cpuset_cpus",
+        "cpusetmems": "cpuset_mems",
+        "cgroupparent": "cgroup_parent",
+    }
+    fields |= {field: text for key, field in texts.items() if (text := call.text(key))}
+    hosts = [h for text in call.many("extrahosts") for h in text.split(",") if h]
+    if hosts:
+        fields["extra_hosts"] = hosts
+    if call.text("ulimits"):
+        try:
+            fields["ulimits"] = msgspec.json.decode(call.text("ulimits"), type=list[Ulimit])
+        except msgspec.MsgspecError as error:
+            raise InvalidArgument(f"error reading ulimit settings: {error}") from None
+    return HostConfig(**fields)
+
+
+def _secrets(call: Call) -> dict[str, bytes]:
+    """X-Build-Secrets: base64 JSON {id: base64}. Our own extension: never in a query, which is logged."""
+    raw = call.header("x-build-secrets")
+    value = header_json(raw) if raw else None
+    if not isinstance(value, dict):
+        return {}
+    try:
+        return {
+            key: b64decode(text, validate=True)
+            for key, text in value.items()
+            if isinstance(text, str)
+        }
+    except (binascii.Error, ValueError):
+        raise InvalidArgument("X-Build-Secrets is not base64 JSON of base64 texts") from None
+
+
+def _auths(call: Call) -> dict[str, dict[str, str]]:
+    raw = call.header("x-registry-config")
+    value = header_json(raw) if raw else None
+    if not isinstance(value, dict):
+        return {}
+    return {
+        host: {k.lower(): v for k, v in entry.items() if isinstance(v, str)}
+        for host, entry in value.items()
+        if isinstance(entry, dict)
+    }
