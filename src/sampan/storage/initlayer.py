@@ -83,7 +83,10 @@ def _descend(
                     os.fchmod(fresh, 0o755)
             finally:
                 os.close(fresh)
-        fd = open_directory(name, target)
+        try:
+            fd = open_directory(name, target)
+        except NotADirectoryError:  # a plain-copy snapshot is its own lower layer
+            return
         try:
             before = os.fstat(fd)
             _make(fd, children, rest, content)

@@ -23,10 +23,8 @@ from sampan.storage.pack import (
     is_opaque,
     is_whiteout,
     pack,
-    whiteout_entry,
 )
 from sampan.storage.tar_reader import TarReader
-from sampan.storage.tar_writer import header
 from sampan.storage.tree import Step, Walker, names, open_directory, xattrs_of
 
 if TYPE_CHECKING:
@@ -86,9 +84,10 @@ def apply(
         )
 
 
-def diff(fd: int, *, with_root: bool = False) -> Iterator[bytes]:
-    """An overlay upper directory as a layer tar."""
-    return archive(pack(fd, with_root=with_root, rules=PackRules(whiteouts=True)))
+def diff(fd: int, *, with_root: bool = False, markers: bool = False) -> Iterator[bytes]:
+    """A layer's directory as its tar; with `markers`, one that has whiteouts as files."""
+    rules = PackRules(whiteouts=not markers, markers=markers)
+    return archive(pack(fd, with_root=with_root, rules=rules))
 
 
 # -- overlay ---------------------------------------------------------------------------------------------------------
@@ -213,7 +212,7 @@ def compare(old: Mapping[bytes, Facts], fd: int) -> list[Change]:
 def compare_tar(old: Mapping[bytes, Facts], fd: int) -> Iterator[bytes]:
     """The same as a layer tar: what is new or changed with its parents, and a whiteout for what is gone."""
     changes = _compare(old, fd)
-    gone = {path for path, kind in changes if kind == DELETED}
+    gone = tuple(path for path, kind in changes if kind == DELETED)
     wanted: set[bytes] = set()
     for path, _ in changes:
         while path not in wanted:
@@ -221,13 +220,7 @@ def compare_tar(old: Mapping[bytes, Facts], fd: int) -> Iterator[bytes]:
             path = path.rpartition(b"/")[0]
     wanted.discard(b"")
 
-    def entries() -> Iterator[bytes]:
-        yield from pack(fd, rules=PackRules(select=wanted.__contains__))
-        for path in sorted(gone):
-            directory, slash, name = path.rpartition(b"/")
-            yield header(whiteout_entry(directory + slash, name))
-
-    return archive(entries())
+    return archive(pack(fd, rules=PackRules(select=wanted.__contains__, gone=gone)))
 
 
 def _compare(old: Mapping[bytes, Facts], fd: int) -> list[tuple[bytes, int]]:

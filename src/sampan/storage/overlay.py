@@ -84,6 +84,7 @@ class OverlaySnapshotter(LayerStore):
             fd = self._open_writable(key)
             try:
                 size = size_of(fd)
+                has_root = self._root_differs(key, fd)
             finally:
                 os.close(fd)
             if self.exists(chain_id):
@@ -96,7 +97,7 @@ class OverlaySnapshotter(LayerStore):
                 bytes=size.apparent,
                 inodes=size.inodes,
                 link="",
-                has_root=True,
+                has_root=has_root,
             )
             try:
                 published = self._publish(path, chain_id, layer)

@@ -49,17 +49,20 @@ _SPARSE_FROM = 1 << 20
 class PackRules:
     """What goes into the archive, and in which shape."""
 
-    whiteouts: bool = False  # device 0:0 and opaque marks become `.wh.` files: the tree is an overlay upper directory
-    sparse: bool = (
-        False  # files with holes in GNU's sparse form (image-spec, layer.md: layers SHOULD NOT)
-    )
-    one_file_system: bool = (
-        False  # what is mounted below is left out, its mount point is kept empty
-    )
-    owner: tuple[int, int] | None = None  # instead of what the files have
-    select: Callable[[bytes], bool] | None = (
-        None  # by path in the tree; a directory left out takes all below with it
-    )
+    # the tree is an overlay upper directory: device 0:0 and opaque marks become `.wh.` files
+    whiteouts: bool = False
+    # it has them as `.wh.` files already, which go where the names they hide would
+    markers: bool = False
+    # paths for which a whiteout is put in, at their places
+    gone: tuple[bytes, ...] = ()
+    # files with holes in GNU's sparse form (image-spec, layer.md: layers SHOULD NOT)
+    sparse: bool = False
+    # what is mounted below is left out, its mount point kept
+    one_file_system: bool = False
+    # instead of what the files have
+    owner: tuple[int, int] | None = None
+    # by path in the tree; a directory left out takes all below with it
+    select: Callable[[bytes], bool] | None = None
 
 
 _DEFAULT = PackRules()
@@ -118,9 +121,22 @@ def entry_of(info: os.stat_result, name: bytes, rules: PackRules = _DEFAULT) -> 
     return entry
 
 
-def whiteout_entry(directory: bytes, name: bytes) -> Entry:
-    """The marker that hides `name` of lower layers. Its time is the epoch, so that equal changes make equal layers."""
-    return Entry(directory + WHITEOUT + name, FILE, mode=0o600)
+def _whiteout(path: bytes) -> bytes:
+    """The marker that hides a path of lower layers. Its time is the epoch, so that equal changes make equal layers."""
+    directory, slash, name = path.rpartition(b"/")
+    return header(Entry(directory + slash + WHITEOUT + name, FILE, mode=0o600))
+
+
+def _order(path: bytes) -> list[bytes]:
+    """The order of a walk: a directory, all that is in it, its next sibling."""
+    return path.split(b"/")
+
+
+def _hidden_name(name: bytes) -> bytes:
+    """The name that a marker stands for; the opaque one comes first."""
+    if name == OPAQUE:
+        return b""
+    return name[len(WHITEOUT) :] if name.startswith(WHITEOUT) else name
 
 
 class _Packer:
@@ -131,8 +147,11 @@ class _Packer:
 
     def tree(self, fd: int, prefix: bytes) -> Iterator[bytes]:
         """What is in a directory; `prefix` is put in front of every path."""
-        with Walker(fd) as walker:
+        gone = sorted(self._rules.gone, key=_order, reverse=True)
+        with Walker(fd, key=_hidden_name if self._rules.markers else None) as walker:
             for step in walker:
+                while gone and _order(gone[-1]) < _order(step.path):
+                    yield _whiteout(prefix + gone.pop())
                 if self._rules.select is not None and not self._rules.select(step.path):
                     walker.prune()
                     continue
@@ -142,9 +161,13 @@ class _Packer:
                     if self._rules.one_file_system and step.info.st_dev != self._device:
                         walker.prune()
                 elif self._rules.whiteouts and is_whiteout(step.info):
-                    yield header(whiteout_entry(as_name[: -len(step.name)], step.name))
+                    yield _whiteout(as_name)
+                elif self._rules.markers and step.name.startswith(WHITEOUT):
+                    yield header(Entry(as_name, FILE, mode=0o600))
                 else:
                     yield from self.entry(step.directory, step.name, as_name, step.info)
+        while gone:
+            yield _whiteout(prefix + gone.pop())
 
     def entry(self, fd: int, name: bytes, as_name: bytes, info: os.stat_result) -> Iterator[bytes]:
         """One entry that is no directory."""

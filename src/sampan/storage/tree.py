@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sampan.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAX_DEPTH = 512
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -238,8 +238,16 @@ class Walker:
     refused: it would cost a descriptor a level, and nobody but an attacker makes one.
     """
 
-    def __init__(self, fd: int, *, sort: bool = True, leave: bool = False) -> None:
+    def __init__(
+        self,
+        fd: int,
+        *,
+        sort: bool = True,
+        leave: bool = False,
+        key: Callable[[bytes], bytes] | None = None,
+    ) -> None:
         self._sort = sort
+        self._key = key  # what to sort a directory's names by, if not by themselves
         self._leave = leave
         self._pruned = False
         self._unvisited = -1  # the directory that was yielded and not yet gone into
@@ -303,7 +311,7 @@ class Walker:
         if len(self._stack) > MAX_DEPTH:
             os.close(fd)
             raise InvalidArgument(f"directories nested deeper than {MAX_DEPTH}")
-        left = os.listdir(fd)
+        left = [os.fsencode(name) for name in os.listdir(fd)]
         if self._sort:
-            left.sort(key=os.fsencode, reverse=True)
-        self._stack.append((fd, path, [os.fsencode(name) for name in left], entered))
+            left.sort(key=self._key, reverse=True)
+        self._stack.append((fd, path, left, entered))

@@ -121,7 +121,7 @@ class VfsSnapshotter(LayerStore):
         if name in self._layers:
             fd = open_directory(self.layer_path(name))
             try:
-                yield from layers.diff(fd, with_root=self._layers[name].has_root)
+                yield from layers.diff(fd, with_root=self._layers[name].has_root, markers=True)
             finally:
                 os.close(fd)
             return

@@ -285,7 +285,7 @@ class TestCompare:
                 Change("/e", DELETED),
             ]
             names = [entry[0] for entry in entries(b"".join(layers.compare_tar(old, fd)))]
-        assert names == [b"d/", b"d/edit", b"d/new/", b"d/.wh.gone", b".wh.e"]
+        assert names == [b"d/", b"d/edit", b"d/.wh.gone", b"d/new/", b".wh.e"]
 
     def test_change_that_hides_its_time_is_seen(self, tmp_path: Path) -> None:
         apply(tmp_path / "t", file(b"f", b"one"))
