@@ -59,10 +59,23 @@ def filters(pairs: list[tuple[str, str]]) -> dict[str, dict[str, bool]]:
 class Reply:
     """One answer. The body is read by `read`, by `chunks` as it arrives, or by `lines` of JSON."""
 
-    __slots__ = ("_body", "_buffer", "_client", "_connection", "headers", "status")
+    __slots__ = (
+        "_body",
+        "_bodyless",
+        "_buffer",
+        "_client",
+        "_connection",
+        "headers",
+        "status",
+    )
 
     def __init__(
-        self, client: Client, connection: _socket.socket, head: bytes, rest: bytes
+        self,
+        client: Client,
+        connection: _socket.socket,
+        head: bytes,
+        rest: bytes,
+        method: str = "GET",
     ) -> None:
         lines = head.decode("latin-1").split("\r\n")
         parts = lines[0].split(" ", 2)
@@ -73,6 +86,7 @@ class Reply:
         for line in lines[1:]:
             name, _, value = line.partition(":")
             self.headers[name.strip().lower()] = value.strip()
+        self._bodyless = method == "HEAD" or self.status in (204, 304)
         self._client = client
         self._connection: _socket.socket | None = connection
         self._buffer = rest
@@ -85,7 +99,9 @@ class Reply:
         return self._body
 
     def _pieces(self) -> Iterator[bytes]:
-        if self.headers.get("transfer-encoding", "").lower() == "chunked":
+        if self._bodyless:
+            pass
+        elif self.headers.get("transfer-encoding", "").lower() == "chunked":
             yield from self._chunked()
         elif "content-length" in self.headers:
             left = int(self.headers["content-length"])
@@ -94,7 +110,7 @@ class Reply:
                 self._buffer = data[left:]
                 left -= len(data[:left])
                 yield data[: len(data) - len(self._buffer)]
-        elif self.status not in (204, 304) and self.status >= 200:
+        elif self.status >= 200:
             while data := self._some(end_is_fine=True):
                 yield data
             self.close()
@@ -248,7 +264,7 @@ class Client:
             try:
                 connection.sendall(head + payload, NOSIGNAL)
                 if stream is None:
-                    return self._answer(connection)
+                    return self._answer(connection, method)
             except OSError:
                 connection.close()
                 continue  # the engine closed it while it lay idle
@@ -261,11 +277,11 @@ class Client:
         if stream is not None:
             _send_chunks(connection, stream)
         try:
-            return self._answer(connection)
+            return self._answer(connection, method)
         except (_Gone, ConnectionError) as gone:
             raise Failure("error during connect: EOF") from gone
 
-    def _answer(self, connection: _socket.socket) -> Reply:
+    def _answer(self, connection: _socket.socket, method: str) -> Reply:
         data = b""
         while b"\r\n\r\n" not in data:
             piece = connection.recv(CHUNK)
@@ -276,9 +292,10 @@ class Client:
             if len(data) > 1 << 20:
                 raise Failure("error during connect: header too long")
         head, _, rest = data.partition(b"\r\n\r\n")
-        reply = Reply(self, connection, head, rest)
+        reply = Reply(self, connection, head, rest, method)
         if reply.status == 100:
-            reply = Reply(self, connection, *rest.partition(b"\r\n\r\n")[::2])
+            head, _, rest = rest.partition(b"\r\n\r\n")
+            reply = Reply(self, connection, head, rest, method)
         return reply
 
     def call(self, method: str, path: str, **request: Any) -> Reply:

@@ -232,7 +232,7 @@ def _security(given: list[str]) -> tuple[list[str] | None, list[str] | None, lis
         if not found and key != "no-new-privileges":
             key, found, value = option.partition(":")
         if (not found or not value) and key != "no-new-privileges":
-            raise Wrong(f'invalid --security-opt: "{option}"')
+            raise Wrong(f'Invalid --security-opt: "{option}"')
         if key == "seccomp" and value not in ("builtin", "unconfined"):
             sent.append("seccomp=" + _profile(value))
         elif option == "systempaths=unconfined":
@@ -300,15 +300,9 @@ def _volumes(given: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def _volume_source(spec: str) -> str:
-    """The source of '[src:]dst[:options]', '' for an anonymous volume."""
-    if not spec:
-        raise Wrong("invalid empty volume spec")
-    parts = spec.split(":")
-    if "" in parts:
-        raise Wrong(f"invalid spec: {spec}: empty section between colons")
-    if len(parts) > 3:
-        raise Wrong(f"invalid spec: {spec}: too many colons")
-    return parts[0] if len(parts) > 1 else ""
+    """The source of '[src:]dst[:options]', '' for an anonymous volume. What is wrong in it, the engine says."""
+    source, colon, _ = spec.partition(":")
+    return source if colon else ""
 
 
 # -- devices ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,11 @@ kinds of docker's API structs, one line of text each, taken apart when first nee
 from __future__ import annotations
 
 STRUCTS = {
+    "EventActor": """
+        ID string, Attributes map:string""",
+    "events.Message": """
+        Status=status string?, ID=id string?, From=from string?, Type string, Action string, Actor EventActor,
+        Scope=scope string?, Time=time int?, TimeNano=timeNano int?""",
     "HealthcheckResult": """
         Start time, End time, ExitCode int, Output string""",
     "Health": """

@@ -191,5 +191,5 @@ def start(session: Session, options: Options) -> int:
             warn(failure.message)
             failed.append(name)
     if failed:
-        raise Failure(f"failed to start containers: {', '.join(failed)}")
+        raise Failure(f"Error: failed to start containers: {', '.join(failed)}")
     return 0

@@ -54,8 +54,10 @@ def run() -> NoReturn:
 def main(argv: list[str]) -> int:
     """Do what `argv` says; the exit status."""
     where = None
+    debug = False
     try:
         options = args.parse(ROOT, "", argv)
+        debug = options.flag("debug")
         session = session_of(options)
         where, options = resolve(options)
         if options.has("help"):
@@ -72,6 +74,13 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         warn(f"sampan: {_described(error)}")
         return 125 if _runs(where) else 1
+    except Exception as error:
+        if debug:
+            raise
+        warn(
+            f"sampan: internal error: {type(error).__name__}: {error}\n(sampan --debug shows where)"
+        )
+        return 125
 
 
 def _described(error: OSError) -> str:

@@ -10,9 +10,11 @@ from sampan.cli.values import duration
 BILLION = 1_000_000_000
 
 
-def timestamp(text: str, flag: str) -> str:
+def timestamp(text: str, flag: str = "") -> str:
     """A time (RFC 3339 or shorter), an age ('42m') or seconds since 1970, as the API's 'seconds.nanoseconds'."""
     try:
+        if text == "0":
+            return text
         when = time.time_ns() - duration(text)
     except ValueError:
         pass
@@ -24,9 +26,8 @@ def timestamp(text: str, flag: str) -> str:
     try:
         when = parse(text)
     except ValueError:
-        raise Failure(
-            f'invalid value for "{flag}": failed to parse value as time or duration: "{text}"'
-        ) from None
+        lead = f'invalid value for "{flag}": ' if flag else ""
+        raise Failure(f'{lead}failed to parse value as time or duration: "{text}"') from None
     return f"{when // BILLION}.{when % BILLION:09d}"
 
 
