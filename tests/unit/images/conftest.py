@@ -6,23 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.registry import FakeRegistry
+from tests.support.stores import open_catalog
 
 from sampan.images.catalog import Catalog
 from sampan.images.endpoints import Proxies, RegistryConfig
 from sampan.images.pull import Puller
-from sampan.storage.blobs import BlobStore
-from sampan.storage.vfs import VfsSnapshotter
-from tests.support.registry import FakeRegistry
 
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     return open_catalog(tmp_path)
-
-
-def open_catalog(root: Path) -> Catalog:
-    """The same store again, as after a restart."""
-    return Catalog(BlobStore(root / "images"), VfsSnapshotter(root / "layers"))
 
 
 @pytest.fixture

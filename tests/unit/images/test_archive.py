@@ -13,13 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from sampan.errors import InvalidArgument, NotFound, SampanError
-from sampan.images import save as saving
-from sampan.images.archive import load
-from sampan.images.cancel import Cancel
-from sampan.images.catalog import Catalog
-from sampan.images.rootfs import import_rootfs
 from tests.support import oci
 from tests.support.oci import (
     TestImage,
@@ -29,6 +22,14 @@ from tests.support.oci import (
     simple_image,
     tar_bytes,
 )
+from tests.support.stores import open_catalog
+
+from sampan.errors import InvalidArgument, NotFound, SampanError
+from sampan.images import save as saving
+from sampan.images.archive import load
+from sampan.images.cancel import Cancel
+from sampan.images.catalog import Catalog
+from sampan.images.rootfs import import_rootfs
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -208,9 +209,6 @@ def test_compressed_layers_in_a_docker_archive(catalog: Catalog) -> None:
 
 
 def test_save_and_load_keep_every_byte(catalog: Catalog, tmp_path: Path) -> None:
-    from sampan.storage.blobs import BlobStore
-    from sampan.storage.vfs import VfsSnapshotter
-
     load(
         catalog,
         io.BytesIO(
@@ -220,7 +218,7 @@ def test_save_and_load_keep_every_byte(catalog: Catalog, tmp_path: Path) -> None
     catalog.tag("app:v1", "me/other:v2")
     archive = saved(catalog, "app:v1", "me/other:v2")
     assert archive == saved(catalog, "app:v1", "me/other:v2")
-    other = Catalog(BlobStore(tmp_path / "other/images"), VfsSnapshotter(tmp_path / "other/layers"))
+    other = open_catalog(tmp_path / "other")
     assert messages(other, archive) == ["Loaded image: app:v1\n", "Loaded image: me/other:v2\n"]
     assert other.resolve("app:v1").manifest.raw == IMAGE.manifest_raw
 

@@ -8,6 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import oci
+from tests.support.oci import TestImage, simple_image, tar_bytes
+from tests.support.registry import (
+    Answer,
+    FakeRegistry,
+    matching,
+    only_times,
+    replaced,
+    slow,
+    stalled,
+    truncated,
+    with_status,
+)
 
 from sampan.errors import (
     Cancelled,
@@ -22,19 +35,6 @@ from sampan.images.catalog import Catalog
 from sampan.images.endpoints import RegistryConfig
 from sampan.images.pull import Puller
 from sampan.images.transport import ConnectionFailed
-from tests.support import oci
-from tests.support.oci import TestImage, simple_image, tar_bytes
-from tests.support.registry import (
-    Answer,
-    FakeRegistry,
-    matching,
-    only_times,
-    replaced,
-    slow,
-    stalled,
-    truncated,
-    with_status,
-)
 
 BIG = tar_bytes({"big": bytes(range(256)) * 8192})  # 2 MiB
 
