@@ -46,9 +46,9 @@ def port(session: Session, options: Options) -> int:
         lines = [
             f"{inside} -> {_joined(b)}" for inside, bound in ports.items() for b in bound or []
         ]
-    from sampan.cli.networks import _natural
+    from sampan.cli.networks import natural
 
-    emit("".join(f"{line}\n" for line in sorted(lines, key=_natural)))
+    emit("".join(f"{line}\n" for line in sorted(lines, key=natural)))
     return 0
 
 

@@ -37,17 +37,20 @@ MISSING = Missing()
 class Row:
     """An object whose fields are made when asked for: name -> function of no arguments, or of some."""
 
-    __slots__ = ("calls", "getters", "name")
+    __slots__ = ("calls", "getters", "lenient", "name")
 
     def __init__(
         self,
         name: str,
         getters: dict[str, Callable[[], Any]],
         calls: dict[str, Callable[..., Any]] | None = None,
+        *,
+        lenient: bool = False,
     ) -> None:
         self.name = name
         self.getters = getters
         self.calls = calls or {}
+        self.lenient = lenient  # a map of titles rather than an object: what it lacks is no error
 
 
 def plain(value: Any) -> Any:
@@ -71,6 +74,8 @@ def field(value: Any, name: str, strict: bool) -> Any:
     if isinstance(value, Row):
         if name in value.getters:
             return value.getters[name]()
+        if value.lenient:
+            return MISSING
         raise TemplateError(f"can't evaluate field {name} in type {value.name}")
     if not isinstance(value, Cell):
         if isinstance(value, dict):

@@ -33,7 +33,7 @@ HEADERS = {
 def ls(session: Session, options: Options) -> int:
     query = {"filters": filters(options.list("filter")) or None}
     found: list[dict[str, Any]] = session.client.json("/networks", query=query)
-    found.sort(key=lambda network: _natural(network["Name"]))
+    found.sort(key=lambda network: natural(network["Name"]))
     form = options.text("format") or session.setting("networksFormat") or "table"
     if form == "table":
         table = "table {{.ID}}\\t{{.Name}}\\t{{.Driver}}\\t{{.Scope}}"
@@ -46,7 +46,7 @@ def ls(session: Session, options: Options) -> int:
     return 0
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural(name: str) -> list[tuple[int, int, str]]:
     """'net10' after 'net9'."""
     parts: list[tuple[int, int, str]] = []
     word, digits = "", ""

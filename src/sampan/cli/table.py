@@ -84,7 +84,7 @@ def header_row(headers: dict[str, str]) -> Row:
         return name.rsplit(".", 1)[-1].replace("-", " ").replace("_", " ")
 
     getters = {name: (lambda title=title: title) for name, title in headers.items()}
-    return Row("formatter.SubHeaderContext", getters, {"Label": label})
+    return Row("formatter.SubHeaderContext", getters, {"Label": label}, lenient=True)
 
 
 def check(form: str, row: Row) -> None:

@@ -32,11 +32,11 @@ HEADERS = {
 
 
 def ls(session: Session, options: Options) -> int:
-    from sampan.cli.networks import _natural
+    from sampan.cli.networks import natural
 
     query = {"filters": filters(options.list("filter")) or None}
     found: list[dict[str, Any]] = session.client.json("/volumes", query=query).get("Volumes") or []
-    found.sort(key=lambda volume: _natural(volume["Name"]))
+    found.sort(key=lambda volume: natural(volume["Name"]))
     quiet = options.flag("quiet")
     form = (
         options.text("format") or (session.setting("volumesFormat") if not quiet else "") or "table"
