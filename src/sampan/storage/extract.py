@@ -110,7 +110,7 @@ class Extractor:
         self._rules = rules
         self._limits = limits or Limits()
         self._parents: dict[bytes, int] = {}
-        self._directory_times: dict[bytes, tuple[int, int]] = {}
+        self._directory_times: dict[bytes, tuple[int, tuple[int, int]]] = {}  # inode, times
         self._root_times: tuple[int, int] | None = None
         self._is_layer = rules.whiteouts is not Whiteouts.PLAIN
         self._makers = {
@@ -173,19 +173,22 @@ class Extractor:
 
     def finish(self) -> None:
         """Directory times, deepest last written first, so that setting one does not touch another."""
-        for path, times in reversed(self._directory_times.items()):
+        for path, (inode, times) in reversed(self._directory_times.items()):
             parent, _, base = path.rpartition(b"/")
             try:
                 fd = self._parents.get(parent)
                 if fd is None:
                     if len(self._parents) > _CACHED_PARENTS:
                         self._forget_parents()
-                    fd = self._parents[parent] = openat2(
-                        self._root, parent or b".", _PARENT, 0, _RESOLVE
-                    )
-                os.utime(base, ns=times, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # replaced by a later entry
+                    fd = openat2(self._root, parent or b".", _PARENT, 0, _RESOLVE)
+                    self._parents[parent] = fd
+                there = os.stat(base, dir_fd=fd, follow_symlinks=False)
+                if there.st_ino == inode and stat.S_ISDIR(there.st_mode):
+                    os.utime(base, ns=times, dir_fd=fd, follow_symlinks=False)
+            except OSError as error:
+                # a later entry put something else there
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
         self._directory_times.clear()
         if self._root_times is not None:
             os.utime(self._root, ns=self._root_times)
@@ -293,13 +296,14 @@ class Extractor:
         )
         try:
             self._finish_fd(fd, entry, times=False)
+            inode = os.fstat(fd).st_ino
         finally:
             os.close(fd)
         if opaque:
             self._mark_opaque(parent, base)
         path = parent_path + b"/" + base if parent_path else base
         self._directory_times.pop(path, None)
-        self._directory_times[path] = _times(entry)
+        self._directory_times[path] = (inode, _times(entry))
 
     def _symlink(self, entry: Entry, parent_path: bytes, base: bytes, reader: TarReader) -> None:
         parent = self._parent(parent_path)
@@ -429,8 +433,6 @@ class Extractor:
         if not self._rules.replace_kinds and is_directory != (entry.kind == DIRECTORY):
             raise _wrong_kind(entry, is_directory)
         if is_directory or stat.S_ISLNK(there.st_mode):
-            path = parent_path + b"/" + base if parent_path else base
-            self._directory_times.pop(path, None)
             self._forget_parents()  # what was opened through it is somewhere else now
             parent = self._parent(parent_path)
         if is_directory:

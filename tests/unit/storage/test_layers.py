@@ -108,6 +108,16 @@ class TestApply:
         )
         assert (tmp_path / "t/d").stat().st_mtime_ns == 5_000_000_001
 
+    def test_times_of_a_directory_that_was_replaced_are_forgotten(self, tmp_path: Path) -> None:
+        apply(
+            tmp_path / "t",
+            *(directory(b"a"), header(Entry(b"a/b", DIRECTORY, mtime_ns=5)), file(b"a", b"1")),
+            *(header(Entry(b"d", DIRECTORY)), header(Entry(b"d/x", DIRECTORY, mtime_ns=5))),
+            *(directory(b"e"), file(b"e/x", b"1", mtime_ns=9), symlink(b"d", b"e")),
+        )
+        assert (tmp_path / "t/a").read_bytes() == b"1"
+        assert (tmp_path / "t/e/x").stat().st_mtime_ns == 9
+
     def test_hard_links_share_their_inode(self, tmp_path: Path) -> None:
         apply(tmp_path / "t", file(b"a", b"1"), hardlink(b"b", b"a"), hardlink(b"c", b"./a"))
         assert len({(tmp_path / "t" / name).stat().st_ino for name in "abc"}) == 1
