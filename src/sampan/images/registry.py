@@ -166,7 +166,11 @@ class Registry:
             if not same_origin(response.url, endpoint.base):
                 break  # the 401 is of a place that we were sent to, and it gets no secret
             challenges = challenges_of(response)
-            answer = keyring.answer(challenges, scopes, registry_url=endpoint.base)
+            try:
+                answer = keyring.answer(challenges, scopes, registry_url=endpoint.base)
+            except SampanError:
+                response.close()
+                raise
             if not answer:
                 if any(c.scheme == "basic" for c in challenges) and keyring.credentials is None:
                     response.drain()
@@ -304,10 +308,13 @@ class Repository:
             raise InvalidArgument(f"unsupported URL of foreign layer {descriptor.digest}")
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         response = self.registry.transport.request("GET", url, headers=headers)
-        if response.status not in {200, 206}:
-            with response:
+        try:
+            if response.status not in {200, 206}:
                 raise fault_of(response)
-        return response, _check_range(response, descriptor, offset)
+            return response, _check_range(response, descriptor, offset)
+        except SampanError:
+            response.close()
+            raise
 
     def fetch_blob(self, descriptor: Descriptor, limit: int, what: str) -> bytes:
         """A small blob, whole and verified."""

@@ -72,7 +72,6 @@ class Response:
         self._cancel = cancel
         self._when_closed: Callable[[], None] | None = None
         if answer.length == 0:  # HEAD, 204 and the like: there is nothing to wait for
-            answer.close()
             self._finish(reusable=True)
 
     def on_close(self, act: Callable[[], None]) -> None:
@@ -101,7 +100,6 @@ class Response:
             self.close()
             raise ConnectionFailed(f"read {self.url}: unexpected EOF")
         if not data or left == 0:
-            self._answer.close()
             self._finish(reusable=True)
         return data
 
@@ -131,6 +129,7 @@ class Response:
     def _finish(self, *, reusable: bool) -> None:
         if self._give_back is not None:
             give_back, self._give_back = self._give_back, None
+            self._answer.close()  # with "Connection: close" the answer alone holds the socket
             give_back(reusable and not self._answer.will_close)
             if self._when_closed is not None:
                 self._when_closed()
