@@ -89,7 +89,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     default_ipc_mode: str = "private"
     default_shm_size: int = DEFAULT_SHM_SIZE
     default_ulimits: dict[str, Ulimit] = {}
-    default_runtime: str = "sampan"
+    default_runtime: str = (
+        "runc"  # the name by which clients know a runtime of runc's command line: sampan-oci
+    )
     log: LogConfig = LogConfig()
     init: bool = False
     init_path: str = ""

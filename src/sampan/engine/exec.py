@@ -112,7 +112,9 @@ class ExecStream:
         self._container = container
         self._record = record
         self._options = options
-        self.tty = record.config.tty
+        self.tty = (
+            options.tty
+        )  # of the start, not of the process: clients unframe by what they asked for here
 
     async def run(self, fd: int, preread: bytes) -> None:
         """Start the process on this connection; a failure is told in the stream, as Docker does."""
@@ -121,7 +123,7 @@ class ExecStream:
             "stdin": config.attach_stdin,
             "stdout": config.attach_stdout,
             "stderr": config.attach_stderr,
-            "framed": not config.tty,
+            "framed": not self.tty,
             "stream": True,
             "detach_keys": parse_detach_keys(config.detach_keys),
             "preread": b64encode(preread).decode(),
@@ -155,8 +157,6 @@ async def start(engine: Engine, exec_id: str, options: ExecStart) -> ExecStream 
         state = "is already running" if record.running else "has already run"
         raise Conflict(f"exec command {exec_id} {state}")
     _check_running(container)
-    if options.tty != record.config.tty and options.tty:
-        record = _save(engine, record, config=msgspec.structs.replace(record.config, tty=True))
     record = _save(engine, record, started=True)
     if not options.detach:
         return ExecStream(engine, container, record, options)

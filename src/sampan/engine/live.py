@@ -37,6 +37,10 @@ class Container:
         self.removal_waiters: list[asyncio.Future[int]] = []  # answered once gone
         self.gone = asyncio.Event()  # nothing holds the root filesystem
         self.gone.set()
+        self.settled = (
+            asyncio.Event()
+        )  # what the last run held of network and volumes was given back
+        self.settled.set()
         self.stopping = False  # a stop or kill is under way: no restart
         self.restart_task: asyncio.Task[None] | None = None
         self.restart_delay_s = 0.0

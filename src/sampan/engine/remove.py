@@ -97,6 +97,7 @@ def _refuse(container: Container, ref: str, *, force: bool) -> None:
 
 async def _take_away(engine: Engine, container: Container, *, volumes: bool) -> None:
     close_pending(container)
+    await container.settled.wait()
     try:
         await asyncio.wait_for(container.gone.wait(), GONE_TIMEOUT_S)
     except TimeoutError:

@@ -153,7 +153,9 @@ def read_database(root_fd: int, path: str) -> str:
 
 def _host_image_mounts(engine: Engine, record: ContainerRecord) -> list[Mount]:
     """The image made of this host's own system directories mounts them; every other image adds nothing."""
-    image = engine.catalog.find(record.image_id) if record.image_id else None  # a build's step has none
+    image = (
+        engine.catalog.find(record.image_id) if record.image_id else None
+    )  # a build's step has none
     if image is None:
         return []
     return builtin.host_mounts(engine.catalog, image, f"{engine.container_dir(record.id)}/host")

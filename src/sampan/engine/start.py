@@ -86,6 +86,7 @@ async def start_locked(engine: Engine, container: Container) -> None:
 
 async def wait_until_gone(container: Container) -> None:
     """The former run's mounts must be gone: the same upper directory may not be mounted twice."""
+    await container.settled.wait()
     try:
         await asyncio.wait_for(container.gone.wait(), GONE_TIMEOUT_S)
     except TimeoutError:

@@ -139,20 +139,27 @@ def exited(engine: Engine, container: Container, message: dict[str, Any]) -> Non
         container.id,
         container.attributes(exitCode=str(code), execDuration=str(duration)),
     )
-    container.answer_exit(code)
+    container.settled.clear()
     engine.background.spawn(
-        _after_exit(engine, container, endpoints, restart=restart), f"exit {container.id[:12]}"
+        _after_exit(engine, container, endpoints, code, restart=restart),
+        f"exit {container.id[:12]}",
     )
 
 
 async def _after_exit(
-    engine: Engine, container: Container, endpoints: dict[str, Any], *, restart: bool
+    engine: Engine, container: Container, endpoints: dict[str, Any], code: int, *, restart: bool
 ) -> None:
-    async with container.lock:
-        if not container.is_running:
-            await engine.run_blocking(resources.release, engine, container.record)
-    for name, endpoint in endpoints.items():
-        _tell_disconnect(engine, container, name, endpoint)
+    """Give back, then answer: whoever waited may remove the network at once.
+
+    Without the lock, since a verb that holds it may be waiting for this very exit; a start waits for `settled`.
+    """
+    try:
+        await engine.run_blocking(resources.release, engine, container.record)
+        for name, endpoint in endpoints.items():
+            _tell_disconnect(engine, container, name, endpoint)
+    finally:
+        container.settled.set()
+        container.answer_exit(code)
     if restart:
         container.restart_task = asyncio.current_task()
         await _restart_later(engine, container)
