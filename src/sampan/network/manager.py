@@ -1,12 +1,12 @@
-"""Networks and endpoints: the one place that knows which exist, and the verbs that change them.
+"""Networks and endpoints: the one place that changes them, in records and in the kernel.
 
-    records     kind 'network'   id -> NetworkRecord          kind 'endpoint'  network/container -> EndpointRecord
-    kernel      bridges, links, one nftables table            names and ports: `keeper.py`
+    catalog.py    which networks there are      table.py    who is in them      services.py    ports and names
+    bridge.py, endpoint.py    links             firewall.py, rules.py    rules
 
     create ... remove          a network
     join ... leave             all of a container's endpoints, at its start and end
     connect / disconnect       one endpoint of a running container
-    restore                    after a daemon's start: what lives is adopted, what died is given back
+    start                      after a daemon's start: what lives is adopted, what died is given back
 
 The room knows namespaces, not containers: who calls says which container ids live and where their namespaces are.
 Whatever is taken is taken on an ExitStack and given back on failure. Synchronous; one lock guards records, addresses
@@ -15,13 +15,10 @@ and ports, and is not held while links are made.
 
 from __future__ import annotations
 
-import datetime
 import os
-import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 
 import msgspec
 
@@ -34,11 +31,10 @@ from sampan.errors import (
     Unavailable,
 )
 from sampan.linux import netlink, nft
-from sampan.network import bridge, endpoint, files, ipam, names, ports
+from sampan.network import bridge, endpoint, ipam
+from sampan.network.catalog import MTU, NetworkCatalog
 from sampan.network.firewall import Firewall, RuleWatch, may_configure
-from sampan.network.keeper_client import KeeperClient
 from sampan.network.records import (
-    PREDEFINED,
     EndpointRecord,
     EndpointWish,
     NetworkRecord,
@@ -49,42 +45,13 @@ from sampan.network.records import (
     Sandbox,
     SandboxWish,
 )
-from sampan.network.rules import ICC, Translation, ruleset, translations
-from sampan.store import NameTaken, Store
+from sampan.network.rules import ICC, ruleset, translations
+from sampan.network.services import Services
+from sampan.network.settings import Settings
+from sampan.network.table import EndpointTable
+from sampan.store import Store
 
-DRIVERS = ("bridge", "host", "null", "macvlan", "ipvlan")
-BRIDGE_NAME = "com.docker.network.bridge.name"
-MTU = "com.docker.network.driver.mtu"
-HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
-NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
-KIND, ENDPOINT = "network", "endpoint"
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What daemon.json and the flags say about networks."""
-
-    instance: str = "sampan"
-    run: Path = Path("/run/sampan")
-    default_bridge: str = ""  # '' ours, 'none' no default network
-    bip: str = ""
-    fixed_cidr: str = ""
-    fixed_cidr_v6: str = ""
-    default_gateway: str = ""
-    ipv6: bool = False
-    pools: tuple[tuple[str, int], ...] = ()
-    mtu: int = 0
-    icc: bool = True
-    masquerade: bool = True
-    firewall: bool = True
-    forward: bool = True
-    publish_ip: str = ""
-    dns: tuple[str, ...] = ()
-
-    @property
-    def bridge_name(self) -> str:
-        if self.default_bridge:
-            return self.default_bridge
-        return "sampan0" if self.instance == "sampan" else self.instance[:15]
+__all__ = ["NetworkManager", "Settings"]
 
 
 class NetworkManager:
@@ -92,17 +59,13 @@ class NetworkManager:
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self.settings = settings
-        self.store = store
-        self.keeper = KeeperClient(settings.run)
-        self.allocator = ports.PortAllocator()
-        self.firewall = Firewall(settings.instance, self._ruleset)
-        self.may_configure = may_configure()
         self._lock = threading.RLock()
-        self._networks: dict[str, NetworkRecord] = {}
-        self._endpoints: dict[tuple[str, str], EndpointRecord] = {}
+        self.catalog = NetworkCatalog(settings, store, self._lock)
+        self.table = EndpointTable(store, self._lock)
+        self.firewall = Firewall(settings.instance, self._ruleset)
+        self.services = Services(settings, self.catalog, self.table, self.firewall, self._lock)
+        self.may_configure = may_configure()
         self._bridges: dict[str, int] = {}
-        self._keeper_restarts = 0
-        self._namespaces: Mapping[str, str] = {}
 
     # --- start and stop
 
@@ -112,36 +75,36 @@ class NetworkManager:
         `live`: container id -> path of its network namespace (/proc/PID/ns/net).
         """
         with self._lock:
-            self._networks = dict(self.store.items(KIND, NetworkRecord))
-            stored = self.store.items(ENDPOINT, EndpointRecord)
-            self._endpoints = {(e.network_id, e.container_id): e for _, e in stored}
-            self._make_predefined()
-            for key in [key for key in self._endpoints if key[1] not in live]:
-                self._forget(key)
-            self.allocator.adopt(p for e in self._endpoints.values() for p in e.ports)
+            self.catalog.load()
+            self.table.load()
+            self.catalog.make_predefined(lambda network: bool(self.table.of_network(network)))
+            for each in self.table.all():
+                if each.container_id not in live:
+                    self.table.forget(each)
+            self.services.allocator.adopt(p for e in self.table.all() for p in e.ports)
         if not self.may_configure:
             return
         if self.settings.forward:
             bridge.enable_forwarding(ipv6=self._any_ipv6())
         with netlink.Netlink() as link:
-            for network in self._networks.values():
+            for network in self.catalog.all():
                 if network.bridge and not network.spec.config_only:
                     self._ensure_bridge(link, network)
         if self.settings.firewall:
             self.firewall.apply()
-        self._restore_keeper(live)
+        self.services.restore(live)
 
     def stop(self) -> None:
         """Let go of the kernel's handles. Where no container is attached, links and rules are taken away too."""
         if self.may_configure and not any(
-            e.driver in ("bridge", "macvlan", "ipvlan") for e in self._endpoints.values()
+            e.driver in ("bridge", "macvlan", "ipvlan") for e in self.table.all()
         ):
             with netlink.Netlink() as link:
-                for network in self._networks.values():
+                for network in self.catalog.all():
                     self._delete_links(link, network)
             if self.settings.firewall:
                 self.firewall.remove()
-        self.keeper.close()
+        self.services.keeper.close()
         self.firewall.close()
 
     def watch(self) -> RuleWatch | None:
@@ -158,213 +121,40 @@ class NetworkManager:
         return True
 
     def _any_ipv6(self) -> bool:
-        return any(n.spec.enable_ipv6 for n in self._networks.values())
-
-    def _make_predefined(self) -> None:
-        have = {n.name for n in self._networks.values()}
-        for name, driver in (("host", "host"), ("none", "null")):
-            if name not in have:
-                self._store_network(NetworkSpec(name=name, driver=driver), ())
-        if self.settings.default_bridge == "none":
-            return
-        old = next((n for n in self._networks.values() if n.name == "bridge"), None)
-        spec = self._default_spec()
-        if old is not None and old.spec == spec:
-            return
-        if old is not None:
-            if any(key[0] == old.id for key in self._endpoints):
-                return
-            self._drop_network(old)
-        self._store_network(spec, self._choose_pools(spec), bridge_name=self.settings.bridge_name)
-
-    def _default_spec(self) -> NetworkSpec:
-        settings = self.settings
-        options = {
-            "com.docker.network.bridge.default_bridge": "true",
-            ICC: str(settings.icc).lower(),
-            "com.docker.network.bridge.enable_ip_masquerade": str(settings.masquerade).lower(),
-            HOST_BINDING: settings.publish_ip or "0.0.0.0",
-            BRIDGE_NAME: settings.bridge_name,
-            MTU: str(settings.mtu or 1500),
-        }
-        pools = []
-        if settings.bip:
-            interface = settings.bip.split("/")[0]
-            gateway = settings.default_gateway or interface
-            pools.append(
-                PoolSpec(subnet=settings.bip, ip_range=settings.fixed_cidr, gateway=gateway)
-            )
-        if settings.fixed_cidr_v6:
-            pools.append(PoolSpec(subnet=settings.fixed_cidr_v6))
-        return NetworkSpec(
-            name="bridge", enable_ipv6=settings.ipv6, pools=tuple(pools), options=options
-        )
+        return any(n.spec.enable_ipv6 for n in self.catalog.all())
 
     # --- networks
 
     def networks(self) -> list[NetworkRecord]:
         """Every network."""
-        with self._lock:
-            return list(self._networks.values())
+        return self.catalog.all()
 
     def find(self, ref: str) -> NetworkRecord:
         """By id, name, or unambiguous prefix of an id. Raises NotFound, InvalidArgument."""
-        with self._lock:
-            if ref in self._networks:
-                return self._networks[ref]
-            named = [n for n in self._networks.values() if n.name == ref]
-            if len(named) == 1:
-                return named[0]
-            found = [n for n in self._networks.values() if ref and n.id.startswith(ref)]
-        if len(found) > 1:
-            raise InvalidArgument(
-                f"network {ref} is ambiguous ({len(found)} matches found based on ID prefix)"
-            )
-        if not found:
-            raise NotFound(f"network {ref} not found")
-        return found[0]
+        return self.catalog.find(ref)
+
+    def _drop(self, record: NetworkRecord) -> None:
+        self.catalog.drop(record)
+        self._bridges.pop(record.id, None)
 
     def create(self, spec: NetworkSpec) -> NetworkRecord:
         """Make a network. Raises Conflict (name), InvalidArgument, PermissionDenied (pools), NotFound (driver)."""
-        spec = self._checked(spec)
+        spec = self.catalog.checked(spec)
         with self._lock:
-            if any(n.name == spec.name for n in self._networks.values()):
+            if any(n.name == spec.name for n in self.catalog.all()):
                 raise Conflict(f"network with name {spec.name} already exists")
-            pools: tuple[PoolSpec, ...] = () if spec.config_only else self._choose_pools(spec)
-            record = self._store_network(spec, pools)
+            pools: tuple[PoolSpec, ...] = (
+                () if spec.config_only else self.catalog.choose_pools(spec)
+            )
+            record = self.catalog.add(spec, pools)
         if record.bridge and not spec.config_only:
             try:
                 self._realise(record)
             except BaseException:
                 with self._lock:
-                    self._drop_network(record)
+                    self._drop(record)
                 raise
         return record
-
-    def _checked(self, spec: NetworkSpec) -> NetworkSpec:
-        if not spec.name.strip():
-            raise InvalidArgument("invalid name: name is empty")
-        if not NAME_PATTERN.fullmatch(spec.name):
-            raise InvalidArgument(
-                f"invalid network name: {spec.name}: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
-            )
-        if spec.name in PREDEFINED or spec.name == "default":
-            raise PermissionDenied(f"operation is not permitted on predefined {spec.name} network")
-        if spec.config_from:
-            spec = self._from_config(spec)
-        if spec.driver in ("host", "null"):
-            raise PermissionDenied(f'only one instance of "{spec.driver}" network is allowed')
-        if spec.driver not in DRIVERS:
-            raise NotFound(f'plugin "{spec.driver}" not found')
-        if spec.ipam_driver not in ("", "default", "null"):
-            raise NotFound(f'plugin "{spec.ipam_driver}" not found')
-        if spec.options.get(MTU) and not re.fullmatch(r"[0-9]{1,5}", spec.options[MTU], re.ASCII):
-            raise InvalidArgument(f'strconv.Atoi: parsing "{spec.options[MTU]}": invalid syntax')
-        name = spec.options.get(BRIDGE_NAME, "")
-        if name and (
-            len(name) > 15 or "/" in name or name in (".", "..") or any(c.isspace() for c in name)
-        ):
-            raise InvalidArgument(
-                f"invalid bridge name {name!r}: at most 15 characters, no '/' and no space"
-            )
-        return spec
-
-    def _from_config(self, spec: NetworkSpec) -> NetworkSpec:
-        source = self.find(spec.config_from)
-        if not source.spec.config_only:
-            raise InvalidArgument(f"network {source.name} is not a configuration only network")
-        if spec.options or spec.pools or spec.enable_ipv6:
-            raise PermissionDenied(
-                "user specified configurations are not supported if the network depends on a configuration network"
-            )
-        return msgspec.structs.replace(
-            spec, pools=source.spec.pools, options=source.spec.options,
-            enable_ipv6=source.spec.enable_ipv6, internal=spec.internal or source.spec.internal,
-        )  # fmt: skip
-
-    def _choose_pools(self, spec: NetworkSpec) -> tuple[PoolSpec, ...]:
-        """Complete what the user gave, choose what is missing."""
-        if spec.driver in ("host", "null") or spec.ipam_driver == "null":
-            return ()
-        taken = [ipam.parse_network(p.subnet) for n in self._networks.values() for p in n.pools]
-        pools: list[PoolSpec] = []
-        versions = {4: spec.enable_ipv4, 6: spec.enable_ipv6}
-        for wish in spec.pools:
-            if not wish.subnet:
-                continue
-            network = ipam.parse_network(wish.subnet)
-            if not versions[network.version] and network.version == 6:
-                raise InvalidArgument(
-                    f"invalid subnet {wish.subnet}: IPv6 is not enabled for this network"
-                )
-            if ipam.overlaps(network, taken):
-                raise PermissionDenied("Pool overlaps with other one on this address space")
-            taken.append(network)
-            pools.append(ipam.complete(wish))
-        have = {ipam.parse_network(pool.subnet).version for pool in pools}
-        loose = next((w for w in spec.pools if not w.subnet), PoolSpec())
-        if loose.ip_range or loose.gateway:
-            raise InvalidArgument("invalid IPAM config: a gateway or an ip-range needs a subnet")
-        for version in (4, 6):
-            if versions[version] and version not in have:
-                pools.append(self._choose_pool(version, taken))
-        return tuple(pools)
-
-    def _choose_pool(self, version: int, taken: list[ipam.Network]) -> PoolSpec:
-        own = frozenset(n.bridge for n in self._networks.values() if n.bridge) | {
-            self.settings.bridge_name
-        }
-        with netlink.Netlink() as link:
-            busy = [*taken, *bridge.host_networks(link, ignore=own), *bridge.resolver_addresses()]
-        configured = self.settings.pools or ipam.DEFAULT_POOLS
-        pools = [p for p in configured if (":" in p[0]) == (version == 6)]
-        if version == 6 and not pools:
-            pools = [ipam.unique_local_pool(self._seed())]
-        return ipam.complete(PoolSpec(subnet=str(ipam.choose_subnet(pools, busy, version))))
-
-    def _seed(self) -> bytes:
-        text = self.store.meta("network-seed")
-        if text is None:
-            text = os.urandom(5).hex()
-            self.store.set_meta("network-seed", text)
-        return bytes.fromhex(text)
-
-    def _store_network(
-        self, spec: NetworkSpec, pools: tuple[PoolSpec, ...], *, bridge_name: str = ""
-    ) -> NetworkRecord:
-        number = os.urandom(32).hex()
-        if spec.driver == "bridge" and not bridge_name:
-            bridge_name = spec.options.get(BRIDGE_NAME) or f"br-{number[:12]}"
-        parent, ours = self._parent_of(spec, number)
-        record = NetworkRecord(
-            id=number, created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            spec=spec, pools=pools, chosen=not any(p.subnet for p in spec.pools),
-            bridge=bridge_name if spec.driver == "bridge" else "", parent=parent, parent_is_ours=ours,
-        )  # fmt: skip
-        if record.bridge and any(n.bridge == record.bridge for n in self._networks.values()):
-            raise PermissionDenied(f"bridge name {record.bridge} is used by another network")
-        with self.store.transaction():
-            try:
-                self.store.reserve(KIND, spec.name, number)
-            except NameTaken:
-                raise Conflict(f"network with name {spec.name} already exists") from None
-            self.store.put(KIND, number, record)
-        self._networks[number] = record
-        return record
-
-    def _parent_of(self, spec: NetworkSpec, number: str) -> tuple[str, bool]:
-        if spec.driver not in ("macvlan", "ipvlan") or spec.config_only:
-            return "", False
-        parent = spec.options.get("parent", "")
-        if not parent or spec.internal:
-            return f"dm-{number[:12]}", True
-        if "." in parent and not bridge.exists(parent):
-            return parent, True
-        if not bridge.exists(parent):
-            raise InvalidArgument(
-                f"invalid subinterface vlan name {parent}, example formatting is eth0.10"
-            )
-        return parent, False
 
     def _realise(self, record: NetworkRecord) -> None:
         if not self.may_configure:
@@ -390,28 +180,23 @@ class NetworkManager:
                 raise PermissionDenied(
                     f"{record.name} is a pre-defined network and cannot be removed"
                 )
-            active = [e for key, e in self._endpoints.items() if key[0] == record.id]
+            active = self.table.of_network(record.id)
             if active:
                 shown = ", ".join(e.container_name for e in active)
                 raise PermissionDenied(
                     f"error while removing network: network {record.name} id {record.id} has active endpoints",
                     hint=f"connected: {shown}",
                 )
-            users = [n.name for n in self._networks.values() if n.spec.config_from == record.name]
+            users = [n.name for n in self.catalog.all() if n.spec.config_from == record.name]
             if users:
                 raise PermissionDenied(f"configuration network {record.name!r} is in use")
-            self._drop_network(record)
+            self._drop(record)
         if self.may_configure and not record.spec.config_only:
             with netlink.Netlink() as link:
                 self._delete_links(link, record)
             if record.bridge and self.settings.firewall:
                 self.firewall.apply()
         return record
-
-    def _drop_network(self, record: NetworkRecord) -> None:
-        self.store.delete(KIND, record.id)
-        self._networks.pop(record.id, None)
-        self._bridges.pop(record.id, None)
 
     def _delete_links(self, link: netlink.Netlink, record: NetworkRecord) -> None:
         if record.bridge and not record.spec.config_only:
@@ -425,13 +210,11 @@ class NetworkManager:
 
     def endpoints(self, network_id: str) -> list[EndpointRecord]:
         """Who is in a network."""
-        with self._lock:
-            return [e for key, e in self._endpoints.items() if key[0] == network_id]
+        return self.table.of_network(network_id)
 
     def endpoints_of(self, container_id: str) -> list[EndpointRecord]:
         """Where a container is."""
-        with self._lock:
-            return [e for key, e in self._endpoints.items() if key[1] == container_id]
+        return self.table.of_container(container_id)
 
     def join(self, wish: SandboxWish) -> Sandbox:
         """A new namespace with every endpoint of a container that starts; its ports published, its names known.
@@ -447,8 +230,8 @@ class NetworkManager:
                 self._attach(namespace, each)
             endpoint.set_default_routes(namespace, tuple(taken))
             if wish.ports:
-                taken = self._publish(wish, taken, undo)
-            self._serve_names(wish, taken, namespace.netns_fd, undo)
+                taken = self.services.publish(wish, taken, undo)
+            self.services.serve(wish, taken, namespace.netns_fd, undo)
             if wish.egress is not None and self.settings.firewall:
                 self.firewall.apply()
             undo.pop_all()
@@ -462,7 +245,7 @@ class NetworkManager:
                 id=os.urandom(32).hex(), network_id=record.id, network_name=record.name,
                 driver=record.driver, container_id=container_id, container_name=name,
             )  # fmt: skip
-            self._remember(made)
+            self.table.put(made)
         return made
 
     def _take_addresses(self, wish: SandboxWish, undo: ExitStack) -> list[EndpointRecord]:
@@ -470,8 +253,8 @@ class NetworkManager:
         with self._lock:
             for each in wish.endpoints:
                 made = self._allocate(each, wish, len(taken))
-                self._remember(made)
-                undo.callback(self._forget_locked, (made.network_id, made.container_id))
+                self.table.put(made)
+                undo.callback(self.table.forget, made)
                 taken.append(made)
         return taken
 
@@ -479,7 +262,7 @@ class NetworkManager:
         network = self.find(wish.network)
         if network.spec.config_only:
             raise PermissionDenied(f"cannot attach to a configuration only network: {network.name}")
-        if (network.id, sandbox.container_id) in self._endpoints:
+        if self.table.get(network.id, sandbox.container_id) is not None:
             raise PermissionDenied(
                 f"endpoint with name {sandbox.container_name} already exists in network {network.name}"
             )
@@ -537,13 +320,7 @@ class NetworkManager:
                     f"invalid IPv{version} address {wanted}: the network {network.name} has no IPv{version} subnet"
                 )
             return "", 0, ""
-        used = [
-            address
-            for (network_id, _), e in self._endpoints.items()
-            if network_id == network.id
-            for address in (e.ipv4, e.ipv6)
-            if address
-        ]
+        used = self.table.addresses(network.id)
         pool = pools[0]
         if wanted:
             inside = (
@@ -554,7 +331,7 @@ class NetworkManager:
         return found, ipam.parse_network(pool.subnet).prefixlen, pool.gateway
 
     def _attach(self, namespace: endpoint.Namespace, record: EndpointRecord) -> None:
-        network = self._networks[record.network_id]
+        network = self.catalog.records[record.network_id]
         if network.driver == "null":
             return
         if network.driver == "host":
@@ -613,11 +390,11 @@ class NetworkManager:
         with self._lock:
             mine = self.endpoints_of(container_id)
             for each in mine:
-                self._forget((each.network_id, each.container_id))
-        self._unpublish(mine, [p for e in mine for p in e.ports])
+                self.table.forget(each)
+        self.services.unpublish(mine, [p for e in mine for p in e.ports])
         if any(e.dns_names for e in mine):
-            self.keeper.request({"op": "names-drop", "container": container_id})
-            self._tell_zones({e.network_id for e in mine if e.dns_names})
+            self.services.keeper.request({"op": "names-drop", "container": container_id})
+            self.services.tell_zones({e.network_id for e in mine if e.dns_names})
         if (
             any(e.egress is not None for e in mine)
             and self.settings.firewall
@@ -633,15 +410,15 @@ class NetworkManager:
                 others = self.endpoints_of(sandbox.container_id)
                 number = self._free_number(others)
                 made = self._allocate(wish, sandbox, number)
-                self._remember(made)
-                undo.callback(self._forget_locked, (made.network_id, made.container_id))
+                self.table.put(made)
+                undo.callback(self.table.forget, made)
             namespace = endpoint.Namespace.of(netns_fd)
             undo_namespace = ExitStack()
             with undo_namespace:
                 undo_namespace.callback(namespace.close)
                 self._attach(namespace, made)
                 endpoint.set_default_routes(namespace, (*others, made))
-            self._serve_names(sandbox, [*others, made], netns_fd, undo)
+            self.services.serve(sandbox, [*others, made], netns_fd, undo)
             undo.pop_all()
         return made
 
@@ -656,15 +433,14 @@ class NetworkManager:
         """Take a container out of a network. Raises NotFound-like errors in Docker's words."""
         with self._lock:
             network = self.find(network_ref)
-            key = (network.id, container_id)
-            made = self._endpoints.get(key)
+            made = self.table.get(network.id, container_id)
             if made is None:
                 raise Internal(
                     f"container {container_id} is not connected to network {network.name}"
                 )
-            self._forget(key)
+            self.table.forget(made)
             rest = tuple(self.endpoints_of(container_id))
-        self._unpublish([made], list(made.ports))
+        self.services.unpublish([made], list(made.ports))
         if netns_fd is not None and made.interface:
             namespace = endpoint.Namespace.of(netns_fd)
             try:
@@ -673,11 +449,13 @@ class NetworkManager:
             finally:
                 namespace.close()
         if made.dns_names:
-            self._tell_zones({network.id})
+            self.services.tell_zones({network.id})
             if any(e.dns_names for e in rest):
-                self.keeper.request(self._names_message(container_id, list(rest), ()))
+                self.services.keeper.request(
+                    self.services.names_message(container_id, list(rest), ())
+                )
             else:
-                self.keeper.request({"op": "names-drop", "container": container_id})
+                self.services.keeper.request({"op": "names-drop", "container": container_id})
         return made
 
     def rename(self, container_id: str, name: str) -> None:
@@ -686,106 +464,12 @@ class NetworkManager:
             changed = set()
             for each in self.endpoints_of(container_id):
                 dns_names = tuple(name if n == each.container_name else n for n in each.dns_names)
-                self._remember(
+                self.table.put(
                     msgspec.structs.replace(each, container_name=name, dns_names=dns_names)
                 )
                 if dns_names:
                     changed.add(each.network_id)
-        self._tell_zones(changed)
-
-    # --- records
-
-    def _remember(self, record: EndpointRecord) -> None:
-        self._endpoints[(record.network_id, record.container_id)] = record
-        self.store.put(ENDPOINT, f"{record.network_id}/{record.container_id}", record)
-
-    def _forget(self, key: tuple[str, str]) -> None:
-        self._endpoints.pop(key, None)
-        self.store.delete(ENDPOINT, "/".join(key))
-
-    def _forget_locked(self, key: tuple[str, str]) -> None:
-        with self._lock:
-            self._forget(key)
-
-    # --- ports
-
-    def _publish(
-        self, wish: SandboxWish, taken: list[EndpointRecord], undo: ExitStack
-    ) -> list[EndpointRecord]:
-        """Publish the ports on the endpoint that has the container's gateway; the endpoints with their ports."""
-        index = next((i for i, e in enumerate(taken) if e.driver == "bridge" and e.gateway4), None)
-        if index is None:
-            index = next(
-                (i for i, e in enumerate(taken) if e.driver == "bridge" and e.gateway6), None
-            )
-        if index is None:
-            return taken
-        published = self.publish_on(taken[index], wish.ports, undo)
-        return [*taken[:index], published, *taken[index + 1 :]]
-
-    def publish_on(
-        self, target: EndpointRecord, wishes: Iterable[PortWish], undo: ExitStack
-    ) -> EndpointRecord:
-        """Reserve, translate, hand to the keeper, remember; each step undone on failure."""
-        network = self._networks[target.network_id]
-        default_ip = network.option(HOST_BINDING, self.settings.publish_ip)
-        added: list[PublishedPort] = []
-        try:
-            for wish in wishes:
-                hosts = ports.host_addresses(
-                    wish, default_ip=default_ip, ipv6=ports.host_has_ipv6()
-                )
-                with self._lock:
-                    reserved = self.allocator.reserve(wish, hosts)
-                for each in reserved:
-                    undo.callback(self._release_port, target, each.port)
-                    self._hand_over(target, each)
-                    added.append(each.port)
-        except (Internal, Unavailable) as error:
-            raise Internal(
-                f"driver failed programming external connectivity on endpoint {target.container_name} ({target.id}): {error.message}",
-                hint=error.hint,
-            ) from error
-        translated = translations(target, added)
-        if translated and self.settings.firewall:
-            self.firewall.publish(translated)
-            undo.callback(self.firewall.unpublish, translated)
-        with self._lock:
-            result = msgspec.structs.replace(target, ports=(*target.ports, *added))
-            self._remember(result)
-        return result
-
-    def _hand_over(self, target: EndpointRecord, reserved: ports.Reserved) -> None:
-        port = reserved.port
-        address = target.ipv4 or target.ipv6
-        if ":" in port.host_ip and target.ipv6:
-            address = target.ipv6
-        message = {
-            "op": "port", "key": ports.keeper_key(target.container_id, port),
-            "protocol": port.protocol, "target": [address, port.container_port],
-        }  # fmt: skip
-        assert reserved.held is not None
-        try:
-            self.keeper.request(message, (reserved.held.fileno(),))
-        finally:
-            reserved.close()
-
-    def _release_port(self, target: EndpointRecord, port: PublishedPort) -> None:
-        self.keeper.request({"op": "port-drop", "key": ports.keeper_key(target.container_id, port)})
-        with self._lock:
-            self.allocator.release([port])
-
-    def _unpublish(self, owners: list[EndpointRecord], gone: list[PublishedPort]) -> None:
-        if not gone:
-            return
-        translated: list[Translation] = []
-        for owner in owners:
-            mine = [p for p in gone if p in owner.ports]
-            translated += translations(owner, mine)
-            for port in mine:
-                self._release_port(owner, port)
-        if translated and self.settings.firewall:
-            self.firewall.unpublish(translated)
+        self.services.tell_zones(changed)
 
     def publish(self, container_id: str, wish: PortWish) -> list[PublishedPort]:
         """Publish a port of a running container."""
@@ -795,7 +479,7 @@ class NetworkManager:
                 f"container {container_id} is not on a bridge network: no port can be published"
             )
         with ExitStack() as undo:
-            after = self.publish_on(target, [wish], undo)
+            after = self.services.publish_on(target, [wish], undo)
             undo.pop_all()
         return [p for p in after.ports if p not in target.ports]
 
@@ -811,10 +495,10 @@ class NetworkManager:
                 if (p.container_port, p.protocol) == (container_port, protocol)
             ]
             if gone:
-                self._unpublish([each], gone)
+                self.services.unpublish([each], gone)
                 with self._lock:
                     rest = tuple(p for p in each.ports if p not in gone)
-                    self._remember(msgspec.structs.replace(each, ports=rest))
+                    self.table.put(msgspec.structs.replace(each, ports=rest))
                 removed += gone
         if not removed:
             raise NotFound(
@@ -822,100 +506,11 @@ class NetworkManager:
             )
         return removed
 
-    # --- names
-
-    def _serve_names(
-        self, wish: SandboxWish, taken: list[EndpointRecord], netns_fd: int, undo: ExitStack
-    ) -> None:
-        named = [e for e in taken if e.dns_names]
-        if not named:
-            return
-        undo.callback(self._tell_zones, {e.network_id for e in named})
-        message = self._names_message(wish.container_id, taken, wish.dns)
-        if wish.container_id in self._served():
-            self.keeper.request(message)
-        else:
-            self._open_names(netns_fd, message)
-            undo.callback(self.keeper.request, {"op": "names-drop", "container": wish.container_id})
-        self._tell_zones({e.network_id for e in named})
-
-    def _served(self) -> list[str]:
-        return self.keeper.held()["containers"]
-
-    def _open_names(self, netns_fd: int, message: dict[str, object]) -> None:
-        try:
-            sockets = names.open_service(netns_fd)
-        except OSError as error:
-            raise Internal(f"cannot open the name service: {error.strerror}") from error
-        try:
-            self.keeper.request(message, sockets)
-        finally:
-            for fd in sockets:
-                os.close(fd)
-
-    def _names_message(
-        self, container_id: str, taken: list[EndpointRecord], dns: tuple[str, ...]
-    ) -> dict[str, object]:
-        outside = [
-            e
-            for e in taken
-            if not self._networks[e.network_id].spec.internal and e.driver != "null"
-        ]
-        links: dict[str, list[str]] = {}
-        for each in taken:
-            links |= names.link_addresses(each, self.endpoints(each.network_id))
-        servers = files.upstream_servers(files.read_host_resolver(), dns or self.settings.dns)
-        return {
-            "op": "names", "container": container_id, "networks": [e.network_id for e in taken if e.dns_names],
-            "links": links, "servers": servers, "forward": bool(outside),
-        }  # fmt: skip
-
-    def _tell_zones(self, network_ids: Iterable[str]) -> None:
-        for network_id in network_ids:
-            network = self._networks.get(network_id)
-            members = self.endpoints(network_id)
-            if network is None or not members:
-                self.keeper.request({"op": "zone-drop", "network": network_id})
-                continue
-            self.keeper.request(names.zone_message(network_id, network.name, members))
-            for each in members:
-                if each.links:
-                    taken = self.endpoints_of(each.container_id)
-                    if each.container_id in self._served():
-                        self.keeper.request(self._names_message(each.container_id, taken, ()))
-
-    def _restore_keeper(self, live: Mapping[str, str]) -> None:
-        """Make the keeper hold exactly what live containers need: after a daemon's start or a keeper's death."""
-        held = self.keeper.held()
-        wanted_ports: dict[str, tuple[EndpointRecord, PublishedPort]] = {}
-        for each in self._endpoints.values():
-            for port in each.ports:
-                wanted_ports[ports.keeper_key(each.container_id, port)] = (each, port)
-        named = {e.container_id for e in self._endpoints.values() if e.dns_names}
-        for key in set(held["ports"]) - set(wanted_ports):
-            self.keeper.request({"op": "port-drop", "key": key})
-        for container_id in set(held["containers"]) - named:
-            self.keeper.request({"op": "names-drop", "container": container_id})
-        for key in set(wanted_ports) - set(held["ports"]):
-            owner, port = wanted_ports[key]
-            self._hand_over(owner, ports.Reserved(port, ports.bind(port)))
-        for container_id in named - set(held["containers"]):
-            taken = self.endpoints_of(container_id)
-            fd = os.open(live[container_id], os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                self._open_names(fd, self._names_message(container_id, taken, ()))
-            finally:
-                os.close(fd)
-        zones = {e.network_id for e in self._endpoints.values() if e.dns_names}
-        for network_id in set(held["zones"]) - zones:
-            self.keeper.request({"op": "zone-drop", "network": network_id})
-        self._tell_zones(zones)
-
     # --- rules
 
     def _ruleset(self) -> nft.Table:
         with self._lock:
-            networks = list(self._networks.values())
-            members = list(self._endpoints.values())
+            networks = self.catalog.all()
+            members = self.table.all()
         published = [t for e in members for t in translations(e, e.ports)]
         return ruleset(self.settings.instance, networks, published, members)

@@ -1,0 +1,218 @@
+"""What outlives the daemon for a container: its published ports and its names, handed to the keeper.
+
+    publish_on    reserve on the host ─► keeper holds the socket ─► element in the kernel's map ─► record
+    serve         sockets at 127.0.0.11 in the namespace ─► keeper ─► zones of the networks
+    restore       the keeper holds exactly what live containers need
+
+Each step goes on the caller's ExitStack, so that a failure gives back what was taken.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+
+import msgspec
+
+from sampan.errors import Internal, Unavailable
+from sampan.network import files, names, ports
+from sampan.network.catalog import NetworkCatalog
+from sampan.network.firewall import Firewall
+from sampan.network.keeper_client import KeeperClient
+from sampan.network.records import EndpointRecord, PortWish, PublishedPort, SandboxWish
+from sampan.network.rules import Translation, translations
+from sampan.network.settings import Settings
+from sampan.network.table import EndpointTable
+
+HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
+
+
+class Services:
+    """See the module."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: NetworkCatalog,
+        table: EndpointTable,
+        firewall: Firewall,
+        lock: threading.RLock,
+    ) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self.table = table
+        self.firewall = firewall
+        self.keeper = KeeperClient(settings.run)
+        self.allocator = ports.PortAllocator()
+        self._lock = lock
+
+    # --- ports
+
+    def publish(
+        self, wish: SandboxWish, taken: list[EndpointRecord], undo: ExitStack
+    ) -> list[EndpointRecord]:
+        """Publish the ports on the endpoint that has the container's gateway; the endpoints with their ports."""
+        index = next((i for i, e in enumerate(taken) if e.driver == "bridge" and e.gateway4), None)
+        if index is None:
+            index = next(
+                (i for i, e in enumerate(taken) if e.driver == "bridge" and e.gateway6), None
+            )
+        if index is None:
+            return taken
+        published = self.publish_on(taken[index], wish.ports, undo)
+        return [*taken[:index], published, *taken[index + 1 :]]
+
+    def publish_on(
+        self, target: EndpointRecord, wishes: Iterable[PortWish], undo: ExitStack
+    ) -> EndpointRecord:
+        """Reserve, translate, hand to the keeper, remember; each step undone on failure."""
+        network = self.catalog.records[target.network_id]
+        default_ip = network.option(HOST_BINDING, self.settings.publish_ip)
+        added: list[PublishedPort] = []
+        try:
+            for wish in wishes:
+                hosts = ports.host_addresses(
+                    wish, default_ip=default_ip, ipv6=ports.host_has_ipv6()
+                )
+                with self._lock:
+                    reserved = self.allocator.reserve(wish, hosts)
+                for each in reserved:
+                    undo.callback(self._release_port, target, each.port)
+                    self._hand_over(target, each)
+                    added.append(each.port)
+        except (Internal, Unavailable) as error:
+            raise Internal(
+                f"driver failed programming external connectivity on endpoint {target.container_name} ({target.id}): {error.message}",
+                hint=error.hint,
+            ) from error
+        translated = translations(target, added)
+        if translated and self.settings.firewall:
+            self.firewall.publish(translated)
+            undo.callback(self.firewall.unpublish, translated)
+        with self._lock:
+            result = msgspec.structs.replace(target, ports=(*target.ports, *added))
+            self.table.put(result)
+        return result
+
+    def _hand_over(self, target: EndpointRecord, reserved: ports.Reserved) -> None:
+        port = reserved.port
+        address = target.ipv4 or target.ipv6
+        if ":" in port.host_ip and target.ipv6:
+            address = target.ipv6
+        message = {
+            "op": "port", "key": ports.keeper_key(target.container_id, port),
+            "protocol": port.protocol, "target": [address, port.container_port],
+        }  # fmt: skip
+        assert reserved.held is not None
+        try:
+            self.keeper.request(message, (reserved.held.fileno(),))
+        finally:
+            reserved.close()
+
+    def _release_port(self, target: EndpointRecord, port: PublishedPort) -> None:
+        self.keeper.request({"op": "port-drop", "key": ports.keeper_key(target.container_id, port)})
+        with self._lock:
+            self.allocator.release([port])
+
+    def unpublish(self, owners: list[EndpointRecord], gone: list[PublishedPort]) -> None:
+        if not gone:
+            return
+        translated: list[Translation] = []
+        for owner in owners:
+            mine = [p for p in gone if p in owner.ports]
+            translated += translations(owner, mine)
+            for port in mine:
+                self._release_port(owner, port)
+        if translated and self.settings.firewall:
+            self.firewall.unpublish(translated)
+
+    # --- names
+
+    def serve(
+        self, wish: SandboxWish, taken: list[EndpointRecord], netns_fd: int, undo: ExitStack
+    ) -> None:
+        named = [e for e in taken if e.dns_names]
+        if not named:
+            return
+        undo.callback(self.tell_zones, {e.network_id for e in named})
+        message = self.names_message(wish.container_id, taken, wish.dns)
+        if wish.container_id in self._served():
+            self.keeper.request(message)
+        else:
+            self._open_names(netns_fd, message)
+            undo.callback(self.keeper.request, {"op": "names-drop", "container": wish.container_id})
+        self.tell_zones({e.network_id for e in named})
+
+    def _served(self) -> list[str]:
+        return self.keeper.held()["containers"]
+
+    def _open_names(self, netns_fd: int, message: dict[str, object]) -> None:
+        try:
+            sockets = names.open_service(netns_fd)
+        except OSError as error:
+            raise Internal(f"cannot open the name service: {error.strerror}") from error
+        try:
+            self.keeper.request(message, sockets)
+        finally:
+            for fd in sockets:
+                os.close(fd)
+
+    def names_message(
+        self, container_id: str, taken: list[EndpointRecord], dns: tuple[str, ...]
+    ) -> dict[str, object]:
+        outside = [
+            e
+            for e in taken
+            if not self.catalog.records[e.network_id].spec.internal and e.driver != "null"
+        ]
+        links: dict[str, list[str]] = {}
+        for each in taken:
+            links |= names.link_addresses(each, self.table.of_network(each.network_id))
+        servers = files.upstream_servers(files.read_host_resolver(), dns or self.settings.dns)
+        return {
+            "op": "names", "container": container_id, "networks": [e.network_id for e in taken if e.dns_names],
+            "links": links, "servers": servers, "forward": bool(outside),
+        }  # fmt: skip
+
+    def tell_zones(self, network_ids: Iterable[str]) -> None:
+        for network_id in network_ids:
+            network = self.catalog.records.get(network_id)
+            members = self.table.of_network(network_id)
+            if network is None or not members:
+                self.keeper.request({"op": "zone-drop", "network": network_id})
+                continue
+            self.keeper.request(names.zone_message(network_id, network.name, members))
+            for each in members:
+                if each.links:
+                    taken = self.table.of_container(each.container_id)
+                    if each.container_id in self._served():
+                        self.keeper.request(self.names_message(each.container_id, taken, ()))
+
+    def restore(self, live: Mapping[str, str]) -> None:
+        """Make the keeper hold exactly what live containers need: after a daemon's start or a keeper's death."""
+        held = self.keeper.held()
+        wanted_ports: dict[str, tuple[EndpointRecord, PublishedPort]] = {}
+        for each in self.table.all():
+            for port in each.ports:
+                wanted_ports[ports.keeper_key(each.container_id, port)] = (each, port)
+        named = {e.container_id for e in self.table.all() if e.dns_names}
+        for key in set(held["ports"]) - set(wanted_ports):
+            self.keeper.request({"op": "port-drop", "key": key})
+        for container_id in set(held["containers"]) - named:
+            self.keeper.request({"op": "names-drop", "container": container_id})
+        for key in set(wanted_ports) - set(held["ports"]):
+            owner, port = wanted_ports[key]
+            self._hand_over(owner, ports.Reserved(port, ports.bind(port)))
+        for container_id in named - set(held["containers"]):
+            taken = self.table.of_container(container_id)
+            fd = os.open(live[container_id], os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._open_names(fd, self.names_message(container_id, taken, ()))
+            finally:
+                os.close(fd)
+        zones = {e.network_id for e in self.table.all() if e.dns_names}
+        for network_id in set(held["zones"]) - zones:
+            self.keeper.request({"op": "zone-drop", "network": network_id})
+        self.tell_zones(zones)
