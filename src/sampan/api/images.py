@@ -193,7 +193,7 @@ async def load_images(call: Call) -> None:
                 call.engine, source, quiet=quiet, platform=platform_of(call), progress=report
             )
 
-        await progress_stream(call, verb)
+        await progress_stream(call, verb, always_in_band=True)
 
 
 async def commit_container(call: Call) -> None:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -54,7 +54,7 @@ class Asked(msgspec.Struct):
 def _functions(module: ModuleType) -> dict[str, ast.AsyncFunctionDef | ast.FunctionDef]:
     tree = ast.parse(inspect.getsource(module))
     kinds = ast.AsyncFunctionDef | ast.FunctionDef
-    return {node.name: node for node in tree.body if isinstance(node, kinds)}
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, kinds)}
 
 
 def asked(route: Route) -> Asked:
@@ -84,6 +84,8 @@ def _note(node: ast.Call, found: Asked) -> list[str]:
     if isinstance(target, ast.Name):
         if target.id == "receive":
             found.is_stream = True
+        if len(node.args) > 1 and isinstance(node.args[0], ast.Name) and node.args[0].id == "call":
+            _note_method("text", node.args[1:], found)  # `_json(call, "labels")`
         return [target.id]
     if not (isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name)):
         return []
@@ -100,8 +102,8 @@ def _note_method(method: str, arguments: list[ast.expr], found: Asked) -> None:
         found.parameters["X-Registry-Auth"] = _AUTH
     elif method == "body" and isinstance(first, ast.Name):
         found.body = first.id
-    elif method in _SCHEMAS and isinstance(first, ast.Constant):
-        name = str(first.value)
+    elif method in _SCHEMAS and isinstance(first, ast.Constant) and isinstance(first.value, str):
+        name = first.value
         found.parameters[name] = {"name": name, "in": "query", "schema": _SCHEMAS[method]}
         if method in _REQUIRED:
             found.parameters[name] = {**found.parameters[name], "required": True}
@@ -167,7 +169,12 @@ def _path_parameters(route: Route) -> list[Parts]:
     ]
 
 
-if __name__ == "__main__":
-    from sampan.api.server import ROUTES
+def all_routes() -> tuple[Route, ...]:
+    """Those of the server, and the builder's, for which no builder is needed to be described."""
+    from sampan.api import build, server
 
-    print(json.dumps(document(ROUTES), indent=1))
+    return (*server.ROUTES, *build.routes(cast("Any", None)))
+
+
+if __name__ == "__main__":
+    print(json.dumps(document(all_routes()), indent=1))

@@ -28,13 +28,14 @@ class _Outbox:
 
     def __init__(self) -> None:
         self._waiting: list[Message] = []
-        self._wake = asyncio.Event()
+        self._wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def report(self, message: Message) -> None:
         if len(self._waiting) >= MOST_WAITING:
             self._drop_counts()
         self._waiting.append(message)
-        self._wake.set()
+        if not self._wake.done():
+            self._wake.set_result(None)
 
     def _drop_counts(self) -> None:
         last = {m.get("id"): n for n, m in enumerate(self._waiting)}
@@ -46,24 +47,28 @@ class _Outbox:
 
     def take(self) -> list[Message]:
         taken, self._waiting = self._waiting, []
-        self._wake.clear()
+        if self._wake.done():
+            self._wake = asyncio.get_running_loop().create_future()
         return taken
 
-    async def something(self) -> None:
-        await self._wake.wait()
+    async def something_or(self, task: asyncio.Future[object]) -> None:
+        """Until there are messages or the task is done."""
+        await asyncio.wait((task, self._wake), return_when=asyncio.FIRST_COMPLETED)
 
 
-async def progress_stream(call: Call, verb: Callable[[Report], Awaitable[object]]) -> None:
+async def progress_stream(
+    call: Call, verb: Callable[[Report], Awaitable[object]], *, always_in_band: bool = False
+) -> None:
     """Run `verb(report)` and stream what it reports; its failure is the answer, in whichever form is still possible."""
     outbox = _Outbox()
     task = asyncio.ensure_future(verb(outbox.report))
     try:
         while not task.done():
-            wake = asyncio.ensure_future(outbox.something())
-            await asyncio.wait((task, wake), return_when=asyncio.FIRST_COMPLETED)
-            wake.cancel()
+            await outbox.something_or(task)
             await _flush(call, outbox)
         await _flush(call, outbox)
+        if always_in_band and not call.reply.started and not task.cancelled():
+            await call.reply.start()
         await _conclude(call, task)
     finally:
         await finish_cleanly(task)
@@ -88,12 +93,18 @@ async def _conclude(call: Call, task: asyncio.Future[object]) -> None:
         raise error
     if status_of(error) >= 500:
         log.error("%s failed in its stream", call.request.head.path, exc_info=error)
-    await call.reply.write(joined([error_line(message_of(error))]))
+    await call.reply.write(joined([error_line(error)]))
     await call.reply.finish()
 
 
-def error_line(message: str) -> Message:
-    return {"errorDetail": {"message": message}, "error": message}
+def error_line(error: Exception) -> Message:
+    """The last message of a stream that failed; a build step's exit code goes along."""
+    message = message_of(error)
+    detail: Message = {"message": message}
+    code = getattr(error, "exit_code", 0)
+    if code:
+        detail = {"code": code, **detail}
+    return {"errorDetail": detail, "error": message}
 
 
 async def json_lines(

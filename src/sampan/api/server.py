@@ -70,7 +70,8 @@ class ApiServer:
         self._config = config
         oldest = parse_version(config.min_api_version)
         self.http = HttpServer(
-            Router(engine, (*ROUTES, *build.routes(builder)), oldest=oldest), common_headers(experimental=config.experimental)
+            Router(engine, (*ROUTES, *build.routes(builder)), oldest=oldest),
+            common_headers(experimental=config.experimental),
         )
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []

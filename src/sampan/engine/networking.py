@@ -147,20 +147,23 @@ def endpoint_wish(
         link_local=tuple(ipam.link_local_ips or ()) if ipam else (),
         mac=wish.mac_address,
         aliases=tuple(wish.aliases or ()),
-        links=_links(engine, [*(wish.links or ()), *(record.host_config.links or ())]),
+        links=_links(engine, wish.links or [], may_miss=True)
+        | _links(engine, record.host_config.links or []),
         driver_options=dict(wish.driver_opts or {}),
         gateway_priority=wish.gw_priority,
     )
 
 
-def _links(engine: Engine, links: list[str]) -> dict[str, str]:
-    """alias -> container id, of 'CONTAINER[:ALIAS]'."""
+def _links(engine: Engine, links: list[str], *, may_miss: bool = False) -> dict[str, str]:
+    """alias -> container id, of 'CONTAINER[:ALIAS]'. In a user's own network the other may come later."""
     found: dict[str, str] = {}
     for text in links:
         ref, _, alias = text.partition(":")
         try:
             peer = engine.containers.find(ref)
         except NotFound as error:
+            if may_miss:
+                continue
             raise InvalidArgument(f"could not get container for {ref}: {error.message}") from None
         found[alias.rpartition("/")[2] or ref.removeprefix("/")] = peer.id
     return found

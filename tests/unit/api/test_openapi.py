@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sampan.api.openapi import asked, document
-from sampan.api.server import ROUTES
+from sampan.api.openapi import all_routes, asked, document
 
+ROUTES = all_routes()
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "openapi.json"
 
 
@@ -23,6 +23,7 @@ def test_parameters_are_found_through_helpers() -> None:
     assert by_path["POST", "/containers/create"].body == "CreateRequest"
     assert by_path["POST", "/images/load"].is_stream
     assert {"fromImage", "fromSrc", "changes"} <= set(by_path["POST", "/images/create"].parameters)
+    assert {"dockerfile", "buildargs", "t"} <= set(by_path["POST", "/build"].parameters)
     assert {"stream", "detachKeys"} <= set(by_path["POST", "/containers/{id}/attach"].parameters)
 
 

@@ -289,6 +289,7 @@ class CreateRequest(ContainerConfig, frozen=True, kw_only=True):
 
     host_config: HostConfig = sent(HostConfig)
     networking_config: NetworkingConfig = sent(NetworkingConfig)
+    runtime: str = ""  # where docker-py puts what belongs into HostConfig
 
     def config(self) -> ContainerConfig:
         fields = ContainerConfig.__struct_fields__
