@@ -39,6 +39,7 @@ CHECKED_KINDS = {
     "bytes": ("bytes", False),
     "swap": ("bytes", False),
     "decimal": ("decimal", False),
+    "tag": ("list", True),
     "env": ("list", True),
     "label": ("list", True),
     "sysctl": ("map", True),
@@ -77,6 +78,7 @@ class Command:
         "interspersed",
         "own",
         "path",
+        "raw",
         "run",
         "usage",
     )
@@ -94,6 +96,7 @@ class Command:
         interspersed: bool = True,
         hidden: bool = False,
         own: bool = False,
+        raw: bool = False,
     ) -> None:
         self.path = path  # 'container ls'
         self.usage = usage  # what follows the name in the usage line
@@ -105,6 +108,7 @@ class Command:
         self.interspersed = interspersed
         self.hidden = hidden
         self.own = own  # a verb that docker does not have
+        self.raw = raw  # reads its own flags
 
 
 class Options:
@@ -205,6 +209,9 @@ def parse(command: Command, name: str, argv: list[str]) -> Options:
         if flag[1]:
             shorts[flag[1]] = flag
     options = Options(command, name, table)
+    if command.raw:
+        options.args = argv
+        return options
     position, end = 0, len(argv)
     while position < end:
         word = argv[position]

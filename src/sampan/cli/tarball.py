@@ -121,9 +121,9 @@ def _block(
     return bytes(block)
 
 
-def entry_of(path: str, name: str, *, follow: bool = False) -> Entry:
+def entry_of(path: str, name: str) -> Entry:
     """The header of a file of ours, stored under `name`."""
-    facts = os.stat(path, follow_symlinks=follow)
+    facts = os.stat(path, follow_symlinks=False)
     kinds = (
         (stat.S_ISREG, REGULAR), (stat.S_ISDIR, DIRECTORY), (stat.S_ISLNK, SYMBOLIC), (stat.S_ISCHR, CHARACTER),
         (stat.S_ISBLK, BLOCK_DEVICE), (stat.S_ISFIFO, FIFO),
@@ -141,20 +141,24 @@ def entry_of(path: str, name: str, *, follow: bool = False) -> Entry:
     return entry
 
 
-def pack(
-    path: str, name: str, *, follow: bool = False, skip: Callable[[str, bool], bool] | None = None
-) -> Iterator[bytes]:
-    """The tree at `path` as members below `name`; sockets are left out, and what `skip` says."""
-    links: dict[tuple[int, int], str] = {}
-    yield from _pack(path, name, follow, skip, "", links)
+def pack(path: str, name: str) -> Iterator[bytes]:
+    """The tree at `path` as an archive whose members begin with `name`; sockets are left out."""
+    yield from members(path, name, None, {})
     yield b"\0" * (2 * BLOCK)
 
 
-def _pack(
-    path: str, name: str, follow: bool, skip: Callable[[str, bool], bool] | None, relative: str,
+def members(
+    path: str,
+    name: str,
+    skip: Callable[[str, bool], bool] | None,
     links: dict[tuple[int, int], str],
-) -> Iterator[bytes]:  # fmt: skip
-    entry = entry_of(path, name, follow=follow)
+    *,
+    owner: tuple[int, int] | None = None,
+) -> Iterator[bytes]:
+    """The members alone. `skip(name, is a directory)` leaves out; `links` remembers files with several names."""
+    entry = entry_of(path, name)
+    if owner is not None:
+        entry.uid, entry.gid = owner
     if not entry.kind:
         return
     if entry.kind == REGULAR:
@@ -164,12 +168,11 @@ def _pack(
     if entry.kind != DIRECTORY:
         return
     for child in sorted(os.listdir(path)):
-        below = f"{relative}/{child}" if relative else child
+        below = f"{name.rstrip('/')}/{child}"
         full = f"{path}/{child}"
         directory = os.path.isdir(full) and not os.path.islink(full)
-        if skip is not None and skip(below, directory):
-            continue
-        yield from _pack(full, f"{name.rstrip('/')}/{child}", False, skip, below, links)
+        if skip is None or not skip(below, directory):
+            yield from members(full, below, skip, links, owner=owner)
 
 
 def _pack_file(path: str, entry: Entry, links: dict[tuple[int, int], str]) -> Iterator[bytes]:
@@ -234,7 +237,7 @@ class Reader:
                 return  # ended without the two empty blocks, as some writers do
             if block == b"\0" * BLOCK:
                 return
-            entry = _parsed(block)
+            entry = parsed(block)
             if entry.kind in ("x", "g", "L", "K"):
                 if entry.size > MOST_PAX:
                     raise Failure("archive/tar: header field too long")
@@ -278,7 +281,7 @@ def _number(field: bytes) -> int:
         raise Failure("archive/tar: invalid tar header") from None
 
 
-def _parsed(block: bytes) -> Entry:
+def parsed(block: bytes) -> Entry:
     total = sum(block[:148]) + 8 * 32 + sum(block[156:])
     if _number(block[148:156]) != total:
         raise Failure("archive/tar: invalid tar header")

@@ -647,6 +647,18 @@ def subnet(text: str) -> str:
     return text
 
 
+def tag(text: str) -> str:
+    """The name of an image."""
+    from sampan.cli import names
+    from sampan.cli.failures import Failure
+
+    try:
+        names.parse(text)
+    except Failure as failure:
+        raise ValueError(failure.message) from None
+    return text
+
+
 SINGLE: dict[str, Callable[[str], Any]] = {
     "uint16": uint16,
     "float": _float,
@@ -659,6 +671,7 @@ SINGLE: dict[str, Callable[[str], Any]] = {
 }
 REPEATED: dict[str, Callable[[str], Any]] = {
     "env": env,
+    "tag": tag,
     "label": label,
     "sysctl": sysctl,
     "attach": stream_name,

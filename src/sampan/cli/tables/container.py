@@ -219,7 +219,7 @@ _ALL = (
     ),
     Command(
         "container wait", SOME, (1, -1), "lifecycle:wait", "Wait until containers end and print their statuses",
-        (("condition", "", "string", "", "What to wait for: not-running, next-exit, removed or healthy"),),
+        (("condition", "", "string", "", "What to wait for: not-running, next-exit or removed"),),
         aliases=("wait",),
     ),
 )  # fmt: skip

@@ -42,11 +42,10 @@ BUILD: tuple[Flag, ...] = (
     ("pull", "", "bool", False, "Look for newer base images"),
     ("quiet", "q", "bool", False, "Print only the ID of the image"),
     ("rm", "", "bool", True, "Remove intermediate containers after success"),
-    ("secret", "", "list", None, "Secret for RUN --mount=type=secret (id=NAME[,src=FILE|,env=NAME])"),
     ("security-opt", "", "strings", None, "Security option"),
     ("shm-size", "", "bytes", 0, "Size of /dev/shm in steps"),
     ("squash", "", "bool", False, ""),
-    ("tag", "t", "list", None, "Name, and tag after a colon"),
+    ("tag", "t", "tag", None, "Name, and tag after a colon"),
     ("target", "", "string", "", "Stage to build"),
     ("ulimit", "", "ulimit", None, "Resource limit of steps (name=soft[:hard])"),
 )  # fmt: skip

@@ -52,7 +52,6 @@ CONTAINER: tuple[Flag, ...] = (
     ("group-add", "", "list", None, "Supplementary group"),
     ("health-cmd", "", "string", "", "Command that tells whether the container is well"),
     ("health-interval", "", "duration", 0, "Time between two checks (ms|s|m|h)"),
-    ("health-on-failure", "", "string", "", "What to do when it becomes unhealthy: none, restart, stop or kill"),
     ("health-retries", "", "int", 0, "Failed checks in a row that make it unhealthy"),
     ("health-start-interval", "", "duration", 0, "Time between checks while it starts (ms|s|m|h)"),
     ("health-start-period", "", "duration", 0, "Time to start before failed checks count (ms|s|m|h)"),

@@ -69,7 +69,7 @@ _ALL = (
     Command("context use", "CONTEXT", (1, 1), "contexts:use", "Make a context the one in use"),
     Command(
         "daemon", "[OPTIONS]", (0, -1), "daemon:daemon", "Run the engine in the foreground", own=True,
-        interspersed=False,
+        raw=True,
     ),
     Command("doctor", "[OPTIONS]", (0, 0), "doctor:doctor", "Check what this host can do for containers", own=True),
     Command(
