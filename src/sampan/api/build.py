@@ -72,7 +72,18 @@ def build_request(call: Call) -> BuildRequest:
         secrets=_secrets(call),
         allow=frozenset(call.many("allow")),
         auths=_auths(call),
+        cache_from=_cache_from(call),
     )
+
+
+def _cache_from(call: Call) -> tuple[str, ...]:
+    text = call.text("cachefrom")
+    if not text:
+        return ()
+    try:
+        return tuple(msgspec.json.decode(text, type=list[str] | None) or ())
+    except msgspec.MsgspecError as error:
+        raise InvalidArgument(f"error reading cachefrom: {error}") from None
 
 
 def _json(call: Call, key: str) -> dict[str, Any]:

@@ -150,6 +150,13 @@ class BuildCache:
         self.store.put(MADE_KIND, fingerprint, now.encode())
         return now
 
+    def is_known(self, identity: str) -> bool:
+        """Whether an image of a step that only changes the configuration was met before; it is from now on."""
+        known = self.store.get_raw(MADE_KIND, identity) is not None
+        if not known:
+            self.store.put(MADE_KIND, identity, b"1")
+        return known
+
     # -- cache mounts
 
     def mount_path(self, identity: str) -> Path:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sampan.storage.tar import Readable
 
 MAX_DOCKERFILE = 4 << 20
+Excluded = Callable[[str, bool], bool] | None
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 CONTEXT_RULES = Rules(whiteouts=Whiteouts.PLAIN, owner=(0, 0), devices=False, touch_root=False)
 
@@ -110,12 +111,6 @@ class Context:
         """For COPY: the Dockerfile is in the directory, but the ignore file may leave it out."""
         return self.ignored.ignores(path)
 
-    def digest(
-        self, selected: list[Selected], exclude: Callable[[str, bool], bool] | None
-    ) -> bytes:
-        """What the content of chosen entries is, for the cache."""
-        return content_digest(self.fd, selected, exclude)
-
 
 def _remove_empty(directory: int, name: bytes) -> None:
     try:
@@ -159,9 +154,9 @@ def dockerfile_name(text: str) -> str:
 
 
 def content_digest(
-    root: int, selected: list[Selected], exclude: Callable[[str, bool], bool] | None = None
+    root: int, selected: list[Selected], exclusion: Callable[[str], Excluded]
 ) -> bytes:
-    """SHA-256 over every chosen entry and all below it, in order."""
+    """SHA-256 over every chosen entry and all below it, in order. `exclusion`: for a directory, what to pass over."""
     total = hashlib.sha256()
     for each in selected:
         fd = real_path(root, each.path)
@@ -171,7 +166,7 @@ def content_digest(
             name = b"" if each.is_directory else os.fsencode(each.path.rpartition("/")[2])
             _add(total, name, info, fd)
             if each.is_directory:
-                _add_tree(total, fd, exclude)
+                _add_tree(total, fd, exclusion(each.path))
         finally:
             os.close(fd)
     return total.digest()

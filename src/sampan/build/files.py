@@ -124,18 +124,23 @@ def _expand_stars(root: int, front: str, pattern: str) -> list[Selected]:
 
 def item_digest(item: CopyItem, root: SourceRoot, exclude: tuple[str, ...]) -> bytes:
     """What the chosen files' content is, for the cache key."""
-    return content_digest(root.fd, chosen(item, root), _exclusion(exclude, root))
+    return content_digest(root.fd, chosen(item, root), lambda base: _exclusion(exclude, root, base))
 
 
-def _exclusion(patterns: tuple[str, ...], root: SourceRoot) -> Callable[[str, bool], bool] | None:
+def _exclusion(
+    patterns: tuple[str, ...], root: SourceRoot, base: str
+) -> Callable[[str, bool], bool] | None:
+    """What of the directory `base` is passed over: --exclude counts from it, the ignore file from the context."""
     matcher = Matcher(list(patterns)) if patterns else None
-    if matcher is None and root.left_out is None:
+    left_out = root.left_out
+    if matcher is None and left_out is None:
         return None
 
     def excluded(path: str, is_directory: bool) -> bool:
         if matcher is not None and matcher.ignores(path):
             return not (is_directory and matcher.has_negations)
-        return False
+        # What is left out was deleted from the context, but for the Dockerfile and the ignore file themselves.
+        return left_out is not None and not is_directory and left_out(posixpath.join(base, path))
 
     return excluded
 
@@ -150,10 +155,7 @@ def copy(operation: Copy, target_root: int, roots: list[SourceRoot]) -> None:
     ]
     many = sum(len(found) or 1 for _, _, found in picked) > 1
     for item, root, found in picked:
-        rules = TransferRules(
-            owner=owner, mode=mode, exclude=_exclusion(operation.exclude, root),
-            follow_destination=not operation.link,
-        )  # fmt: skip
+        rules = TransferRules(owner=owner, mode=mode, follow_destination=not operation.link)
         if isinstance(item.source, InlineSource):
             _inline(operation, item.source, target_root, rules, many=many)
             continue
@@ -200,7 +202,8 @@ def _one(
     fd = real_path(root.fd, each.path)
     try:
         if each.is_directory:
-            transfer.contents(fd, destination.rstrip("/") or "/")
+            exclude = _exclusion(operation.exclude, root, each.path)
+            transfer.contents(fd, destination.rstrip("/") or "/", exclude=exclude)
             return
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise InvalidArgument(f"cannot copy {each.path}: it is neither a file nor a directory")

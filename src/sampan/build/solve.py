@@ -73,7 +73,7 @@ class CommandFailed(InvalidArgument):
         command = " ".join(operation.args)
         extra = " (it was killed for lack of memory)" if oom_killed else ""
         super().__init__(f"The command '{command}' returned a non-zero code: {code}{extra}")
-        self.code = code
+        self.exit_code = code
         self.operation = operation
         self.line = operation.label.start
         self.end = operation.label.end
@@ -120,6 +120,7 @@ class Solver:
         contexts: dict[str, Context],
         secrets: dict[str, bytes],
         ssh: dict[str, str],
+        no_cache: bool = False,
     ) -> None:
         self.builder = builder
         self.engine: Engine = builder.engine
@@ -128,6 +129,7 @@ class Solver:
         self.contexts = contexts
         self.secrets = secrets
         self.ssh = ssh
+        self.no_cache = no_cache
         self.outputs: dict[Operation, Output] = {}
         self.pins = ExitStack()
         self.fetched: dict[HttpSource | GitSource, asyncio.Task[Context]] = {}

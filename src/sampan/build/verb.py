@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from sampan.engine.context import Engine
     from sampan.storage.tar import Readable
 
+STDERR = 2
 Progress = Callable[[dict[str, Any]], None]
 Auths = dict[str, dict[str, str]]
 
@@ -77,6 +78,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     ssh: dict[str, str] = {}
     allow: frozenset[str] = frozenset()
     auths: Auths = {}
+    cache_from: tuple[str, ...] = ()
 
 
 class Builder:
@@ -133,6 +135,7 @@ async def build(
         dockerfile = await engine.run_blocking(_read_dockerfile, context, name)
         program = program_of(dockerfile)
         await engine.run_blocking(context.apply_ignore_file, name)
+        request = _without_foreign_cache(engine, request)
         outcome = await _plan(engine, request, dockerfile, program, platform, progress)
         solver = Solver(
             builder,
@@ -140,11 +143,19 @@ async def build(
             contexts={"": context},
             secrets=request.secrets,
             ssh=request.ssh,
+            no_cache=request.no_cache,
         )
         held.push_async_callback(solver.close)
         return await _perform(
             builder, request, program, outcome, solver, references, platform, progress
         )
+
+
+def _without_foreign_cache(engine: Engine, request: BuildRequest) -> BuildRequest:
+    """--cache-from says where the cache may come from: where none of these images is here, nowhere."""
+    if request.cache_from and not any(engine.catalog.find(name) for name in request.cache_from):
+        return msgspec.structs.replace(request, no_cache=True)
+    return request
 
 
 def _tag_reference(text: str) -> Reference:
@@ -283,8 +294,9 @@ class _Teller:
         self.say(f"Step {number}/{total} : {source}")
         self.say("\n")
 
-    def output(self, _stream: int, data: bytes) -> None:
-        self.say(data.decode("utf-8", "replace"))
+    def output(self, stream: int, data: bytes) -> None:
+        text = data.decode("utf-8", "replace")
+        self.say(f"\x1b[91m{text}\x1b[0m" if stream == STDERR else text)
 
     def running(self, container: str) -> None:
         self.say(f" ---> Running in {_short(container)}\n")
@@ -357,12 +369,17 @@ async def _tell_line(
     if makes_layer and not line.is_from:
         await _tell_step(teller, solver, operation, task)
     stack = await task
+    identity = _identity(line, stack, platform)
     if not line.is_from and not makes_layer:
-        # The classic builder ran an idle container for what only changes the configuration.
-        teller.running(_identity(line, stack, platform))
-        teller.removed(_identity(line, stack, platform))
+        known = solver.cache.is_known(identity)
+        if known and not solver.no_cache:
+            teller.say(" ---> Using cache\n")
+        else:
+            # The classic builder ran an idle container for what only changes the configuration.
+            teller.running(identity)
+            teller.removed(identity)
     if not (line.is_from and not stack.layers):
-        teller.image(_identity(line, stack, platform))
+        teller.image(identity)
 
 
 async def _tell_step(
@@ -432,7 +449,7 @@ def explain_error(error: SampanError, dockerfile: Dockerfile | None) -> dict[str
     start, end = getattr(error, "line", 0), getattr(error, "end", 0)
     detail: dict[str, Any] = {"message": error.message}
     if isinstance(error, CommandFailed):
-        detail["code"] = error.code
+        detail["code"] = error.exit_code
     if dockerfile is not None and start and isinstance(error, (DockerfileError, CommandFailed)):
         first = max(1, start - 2)
         shown = dockerfile.lines[first - 1 : end + 2]

@@ -27,7 +27,7 @@ DRIVERS = ("bridge", "host", "null", "macvlan", "ipvlan")
 BRIDGE_NAME = "com.docker.network.bridge.name"
 MTU = "com.docker.network.driver.mtu"
 HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
-NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
+NAME_PATTERN = re.compile(r"[^/\x00-\x1f\x7f]{1,255}")
 KIND = "network"
 
 
@@ -112,7 +112,7 @@ class NetworkCatalog:
             raise InvalidArgument("invalid name: name is empty")
         if not NAME_PATTERN.fullmatch(spec.name):
             raise InvalidArgument(
-                f"invalid network name: {spec.name}: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+                f"invalid network name: {spec.name!r}: it must not hold '/' or control characters"
             )
         if spec.name in PREDEFINED or spec.name == "default":
             raise PermissionDenied(f"operation is not permitted on predefined {spec.name} network")

@@ -43,10 +43,6 @@ class TransferRules:
 
     owner: tuple[int, int] | None = None
     mode: Callable[[int, bool], int] | None = None  # (permission bits, is it a directory) -> bits
-    exclude: Callable[[str, bool], bool] | None = (
-        None  # (path from the selected root, is it a directory)
-    )
-    include: Callable[[str, bool], bool] | None = None  # for --parents: which files are meant
     follow_destination: bool = True  # False for --link: no link of the target is followed
 
 
@@ -246,12 +242,17 @@ class Transfer:
 
     # -- entries
 
-    def contents(self, source: int, target_path: str, *, prefix: str = "") -> None:
-        """What is in an open directory into the directory `target_path`, which takes its attributes if it is new."""
+    def contents(
+        self, source: int, target_path: str, *, exclude: Callable[[str, bool], bool] | None = None
+    ) -> None:
+        """What is in an open directory into the directory `target_path`, which takes its attributes if it is new.
+
+        `exclude`: asked with (path from `source`, is it a directory) what to pass over.
+        """
         is_new = not self.destination_is_directory(target_path)
         target = self.directory(target_path)
         try:
-            self._tree(source, target, prefix)
+            self._tree(source, target, exclude)
             if is_new:
                 self._attributes(source, target, os.fstat(source), is_directory=True)
         finally:
@@ -279,12 +280,12 @@ class Transfer:
         os.unlink(raw, dir_fd=parent)
         return raw
 
-    def _tree(self, source: int, target: int, prefix: str) -> None:
+    def _tree(self, source: int, target: int, exclude: Callable[[str, bool], bool] | None) -> None:
         targets: list[tuple[int, bool]] = [(os.dup(target), False)]
         try:
             with Walker(source, leave=True) as walker:
                 for step in walker:
-                    path = prefix + os.fsdecode(step.path)
+                    path = os.fsdecode(step.path)
                     if step.leaving:
                         fd, is_new = targets.pop()
                         if is_new:
@@ -293,23 +294,15 @@ class Transfer:
                             )
                         os.close(fd)
                     elif step.child >= 0:
-                        if self._is_excluded(path, is_directory=True):
+                        if exclude is not None and exclude(path, True):
                             walker.prune()
                         else:
                             targets.append(self._into(targets[-1][0], step.name))
-                    elif self._is_wanted(path):
+                    elif exclude is None or not exclude(path, False):
                         self._entry(step.directory, targets[-1][0], step.name, step.info)
         finally:
             for fd, _ in targets:
                 os.close(fd)
-
-    def _is_excluded(self, path: str, *, is_directory: bool) -> bool:
-        return self._rules.exclude is not None and self._rules.exclude(path, is_directory)
-
-    def _is_wanted(self, path: str) -> bool:
-        if self._is_excluded(path, is_directory=False):
-            return False
-        return self._rules.include is None or self._rules.include(path, False)
 
     def _into(self, parent: int, name: bytes) -> tuple[int, bool]:
         """(descriptor, is it new) of the directory of that name in the target."""
