@@ -11,7 +11,7 @@ import posix
 import sys
 import zlib
 
-from sampan.cli import tarball, wire
+from sampan.cli import human, tarball, wire
 from sampan.cli.create import pairs
 from sampan.cli.failures import Failure
 from sampan.cli.ignore import Ignore
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 URLS = ("http://", "https://", "git://", "git@", "github.com/")
 ARCHIVES = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+SENDING = "Sending build context to Docker daemon"  # docker's words: scripts cut this line off
 PROGRESS = ("auto", "plain", "tty", "rawjson", "quiet")
 
 
@@ -54,6 +55,9 @@ def build(session: Session, options: Options) -> int:
     stream = context.stream
     if stream is not None and options.flag("compress"):
         stream = compressed(stream)
+    quiet = options.flag("quiet") or options.text("progress") in ("quiet", "rawjson")
+    if stream is not None and not quiet:
+        stream = _announced(stream)
     reply = session.client.call(
         "POST",
         "/build",
@@ -62,6 +66,19 @@ def build(session: Session, options: Options) -> int:
         headers={"Content-Type": "application/x-tar", "X-Registry-Config": _credentials(session)},
     )
     return _show(reply.lines(), options, id_file)
+
+
+def _announced(stream: Iterator[bytes]) -> Iterator[bytes]:
+    """Tell how much was sent: as it goes on a terminal, else once."""
+    terminal = posix.isatty(1)
+    sent, told = 0, 0
+    for piece in stream:
+        sent += len(piece)
+        if terminal and sent - told > 1 << 19:
+            told = sent
+            write_all(1, f"{SENDING}  {human.size(sent)}\r".encode())
+        yield piece
+    write_all(1, f"{SENDING}  {human.size(sent)}\r\r\n".encode())
 
 
 def _show(messages: Iterator[Any], options: Options, id_file: str) -> int:
@@ -78,7 +95,7 @@ def _show(messages: Iterator[Any], options: Options, id_file: str) -> int:
     elif quiet:
         _quiet(messages, keep)
     else:
-        show(messages, aux=keep, plain=progress == "plain")
+        show(messages, aux=keep, plain=progress == "plain", codes=True)
     if id_file:
         if not made:
             raise Failure(f"Server did not provide an image ID. Cannot write {id_file}")

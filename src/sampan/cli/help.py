@@ -79,24 +79,24 @@ def text(command: Command, name: str) -> str:
 
 def flag_lines(flags: list[Flag]) -> str:
     """Flags in columns: names and kinds on the left, help on the right, wrapped."""
-    left = [_left(flag) for flag in flags]
-    column = max(len(text) for text in left) + 3
+    names_of = [left(flag) for flag in flags]
+    column = max(len(text) for text in names_of) + 3
     room = width() - column
     out = []
-    for flag, names in zip(flags, left, strict=True):
-        lines = wrap(flag[4] + _default(flag), room)
+    for flag, names in zip(flags, names_of, strict=True):
+        lines = wrap(flag[4] + default(flag), room)
         out.append(f"{names.ljust(column)}{lines[0]}")
         out += [" " * column + line for line in lines[1:]]
     return "".join(f"{line}\n" for line in out)
 
 
-def _left(flag: Flag) -> str:
+def left(flag: Flag) -> str:
     name, short, kind = flag[0], flag[1], flag[2]
     word = KINDS[kind][0]
     return (f"  -{short}, --{name}" if short else f"      --{name}") + (f" {word}" if word else "")
 
 
-def _default(flag: Flag) -> str:
+def default(flag: Flag) -> str:
     kind, value = flag[2], flag[3]
     if kind == "duration":
         return " (default 0s)"

@@ -24,14 +24,18 @@ def show(
     quiet: bool = False,
     aux: Callable[[Any], None] | None = None,
     plain: bool = False,
+    codes: bool = False,
 ) -> None:
-    """Show all messages on descriptor `to`; Failure with the engine's words where one carries an error."""
+    """Show all messages on descriptor `to`; Failure with the engine's words where one carries an error.
+
+    `codes`: the error's own code becomes the exit status, as a failed build step's does.
+    """
     bars = Bars(to) if posix.isatty(to) and not plain else None
     for message in messages:
         error = message.get("errorDetail") or {}
         text = error.get("message") or message.get("error")
         if text:
-            raise Failure(str(text))
+            raise Failure(str(text), status=(error.get("code") or 1) if codes else 1)
         if message.get("aux") is not None:
             if aux is not None:
                 aux(message["aux"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # First words that stand alone -> full path of the command.
 TOP = {
+    "__complete": "complete-words",
     "attach": "container attach", "build": "image build", "commit": "container commit", "completion": "completion",
     "cp": "container cp", "create": "container create", "daemon": "daemon", "diff": "container diff",
     "doctor": "doctor", "events": "system events", "exec": "container exec", "explain": "explain",

@@ -32,6 +32,7 @@ CLUSTER = "Cluster mode is not part of Sampan"
 
 _ALL = (
     Command("help", "[COMMAND]", (0, -1), "help:help_", "Show the help of a command", hidden=True),
+    Command("complete-words", "", (0, -1), "completion:complete", "", hidden=True, raw=True),
     Command("version-line", "", (0, 0), "system:version_line", "", hidden=True),
     Command(
         "builder prune", "", (0, 0), "prune:builder", "Remove build cache",
