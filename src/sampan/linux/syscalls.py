@@ -115,6 +115,7 @@ _NUMBERS = {
     "inotify_add_watch": (254, 27),
     "inotify_rm_watch": (255, 28),
     "memfd_create": (319, 279),
+    "mmap": (9, 222),
     "name_to_handle_at": (303, 264),
     "pidfd_send_signal": (424, 424),
     "open_tree": (428, 428),
@@ -490,6 +491,15 @@ def capget() -> tuple[int, int, int]:
     call("capget", pack("=Ii", _CAPABILITY_VERSION_3, 0), buffer(room))
     e0, p0, i0, e1, p1, i1 = unpack_from("=6I", room)
     return e0 | e1 << 32, p0 | p1 << 32, i0 | i1 << 32
+
+
+# void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset); -- mmap(2)
+def memfd_page() -> tuple[int, Any]:
+    """(descriptor, its first page as memory of ours): whoever has the descriptor shares the memory."""
+    fd = call("memfd_create", b"page", c.MFD_CLOEXEC)
+    posix.ftruncate(fd, 4096)
+    where = call("mmap", 0, 4096, 3, 1, fd, 0)  # PROT_READ | PROT_WRITE, MAP_SHARED
+    return fd, (_Byte * 4096).from_address(where)
 
 
 # int seccomp(unsigned int operation, unsigned int flags, void *args); -- seccomp(2)

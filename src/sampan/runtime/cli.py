@@ -98,13 +98,13 @@ def _in_user_namespace() -> bool:
 def main(argv: list[str] | None = None) -> int:
     """The whole program; returns the exit code."""
     arguments = sys.argv if argv is None else argv
-    program = PROGRAM
+    program = arguments[0].rpartition("/")[2] or PROGRAM
     log = Log()
     name = ""
     try:
         flags = parse(arguments[1:], GLOBAL, stops=True)
         if flags.flag("version"):
-            return _print(version_text())
+            return _print(version_text(program))
         if flags.flag("help") or not flags.operands:
             return _print(usage(program))
         name = flags.operands[0]
@@ -145,8 +145,8 @@ def _print(text: str) -> int:
     return 0
 
 
-def version_text() -> str:
-    return f"{PROGRAM} version {__version__}\nspec: 1.2.1\n+SECCOMP +CAP +EBPF +CGROUPV1 +CGROUPV2 +SYSTEMD\n"
+def version_text(program: str) -> str:
+    return f"{program} version {__version__}\nspec: 1.2.1\n+SECCOMP +CAP +EBPF +CGROUPV1 +CGROUPV2 +SYSTEMD\n"
 
 
 def _check_count(program: str, name: str, command: Command, parsed: Parsed) -> None:

@@ -7,7 +7,7 @@ import posix
 from sampan.errors import Conflict, InvalidArgument, NotFound
 from sampan.linux.fastjson import loads
 from sampan.linux.fds import close_quietly
-from sampan.linux.paths import clean, read_file, replace_file
+from sampan.linux.paths import clean, exists, read_file, replace_file, write_file
 
 from . import container as verbs
 from . import foreground
@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from sampan.cgroups.manager import Manager
     from sampan.spec.runtime import Process, Spec
 
     from .cli import Context
@@ -27,14 +28,15 @@ if TYPE_CHECKING:
     from .container import Container, CreateOptions
     from .launch import Child
 
+MAX_PRESERVED = 65536
+
 
 def create(context: Context, parsed: Parsed) -> int:
     container_id = parsed.operands[0]
     verbs.check_id(container_id)
     bundle, spec, text = _bundle(parsed)
-    options = _options(context, parsed)
+    options = _options(context, parsed, spec)
     _check_terminal(spec["process"], parsed, detach=True)
-    _offer_listen_fds(spec, options)
     _, launch, _ = verbs.create(
         context.store(), container_id, bundle, spec, text, options, wait=True
     )
@@ -47,9 +49,8 @@ def run(context: Context, parsed: Parsed) -> int:
     verbs.check_id(container_id)
     detach = parsed.flag("detach")
     bundle, spec, text = _bundle(parsed)
-    options = _options(context, parsed)
+    options = _options(context, parsed, spec)
     _check_terminal(spec["process"], parsed, detach=detach)
-    _offer_listen_fds(spec, options)
     if not detach:
         foreground.block_signals()
         if not parsed.flag("no-subreaper"):
@@ -64,12 +65,7 @@ def run(context: Context, parsed: Parsed) -> int:
     except LaunchError:
         verbs.destroy(container)
         raise
-    try:
-        verbs.run_hooks(container, "poststart", RUNNING)
-    except LaunchError as error:
-        child.kill()
-        verbs.destroy(container)
-        raise error
+    verbs.run_poststart(container)
     if detach:
         return 0
     code = _stay(child)
@@ -119,7 +115,7 @@ def _bundle(parsed: Parsed) -> tuple[str, Spec, bytes]:
     return bundle, spec, text
 
 
-def _options(context: Context, parsed: Parsed) -> CreateOptions:
+def _options(context: Context, parsed: Parsed, spec: Spec) -> CreateOptions:
     options = verbs.CreateOptions()
     options.cgroup_driver = context.cgroup_driver
     options.no_cgroup = context.no_cgroup
@@ -129,34 +125,36 @@ def _options(context: Context, parsed: Parsed) -> CreateOptions:
     options.new_keyring = not parsed.flag("no-new-keyring")
     options.no_pivot = parsed.flag("no-pivot")
     options.pid_file = parsed.text("pid-file")
-    options.preserve_fds = _preserved(parsed)
+    options.preserve_fds = _preserved(parsed.number("preserve-fds") + _listen_fds(spec))
     options.seccomp_cache = context.root + "/.seccomp"
     return options
 
 
-def _preserved(parsed: Parsed) -> int:
-    count = parsed.number("preserve-fds")
-    if count < 0:
-        raise InvalidArgument(f"--preserve-fds: {count} is negative")
+def _preserved(count: int) -> tuple[int, ...]:
+    """Which of the descriptors from 3 on are there. The holes are filled, so that nothing of ours falls in."""
+    if not 0 <= count <= MAX_PRESERVED:
+        raise InvalidArgument(f"--preserve-fds: {count} is out of range, 0 to {MAX_PRESERVED}")
+    there = []
     for number in range(3, 3 + count):
         try:
             posix.fstat(number)
+            there.append(number)
         except OSError:
-            raise InvalidArgument(
-                f"unable to stat preserved-fd {number - 3} (of {count}): not open"
-            ) from None
-    return count
+            posix.open(
+                "/", posix.O_PATH | posix.O_CLOEXEC
+            )  # takes the lowest free number: this one
+    return tuple(there)
 
 
-def _offer_listen_fds(spec: Spec, options: CreateOptions) -> None:
+def _listen_fds(spec: Spec) -> int:
     """Socket activation: descriptors that systemd opened for us are the container's (sd_listen_fds(3))."""
     count = posix.environ.get(b"LISTEN_FDS", b"").decode()
     pid = posix.environ.get(b"LISTEN_PID", b"").decode()
     if not count or (pid and pid != str(posix.getpid())):
-        return
-    options.preserve_fds += integer(count, "LISTEN_FDS")
+        return 0
     spec["process"].setdefault("env", [])
     spec["process"]["env"] += [f"LISTEN_FDS={count}", "LISTEN_PID=1"]
+    return integer(count, "LISTEN_FDS")
 
 
 def _check_terminal(process: Process, parsed: Parsed, *, detach: bool) -> None:
@@ -201,7 +199,8 @@ def execute(context: Context, parsed: Parsed) -> int:
         pid=container.state.pid,
         start_time=container.state.start_time,
         container_id=container.state.id,
-        preserve_fds=_preserved(parsed),
+        bundle=container.state.bundle,
+        preserve_fds=_preserved(parsed.number("preserve-fds")),
         seccomp_cache=context.root + "/.seccomp",
     )
     socket = parsed.text("console-socket")
@@ -216,7 +215,7 @@ def execute(context: Context, parsed: Parsed) -> int:
 
 
 def _cgroup_of(container: Container, parsed: Parsed) -> Any:
-    """The container's cgroup, or the one below it that --cgroup names."""
+    """The container's cgroup, or the one below it that --cgroup names ("[controllers:]path")."""
     if not container.state.cgroup_path:
         return None
     manager = container.cgroup()
@@ -224,14 +223,33 @@ def _cgroup_of(container: Container, parsed: Parsed) -> Any:
     if not below:
         return manager
     path = below[-1].rpartition(":")[2]
-    wanted = clean("/" + path)
-    if wanted == "/":
-        return manager
-    state = container.state
-    base = state.cgroup_path if state.cgroup_path.startswith("/") else manager.path
-    from sampan.cgroups.manager import open_manager
+    if ".." in path.split("/"):
+        raise InvalidArgument(f"--cgroup: invalid path {path}: `..` components are not allowed")
+    return SubCgroup(manager, clean("/" + path))
 
-    return open_manager(base + wanted, rootless=state.rootless)
+
+class SubCgroup:
+    """A cgroup below the container's, in each hierarchy where it is there."""
+
+    needs_pid = False
+
+    def __init__(self, manager: Manager, below: str) -> None:
+        self.directories = []
+        found = 0
+        for directory in dict.fromkeys(manager.paths().values()):
+            there = exists(directory + below)
+            found += there
+            self.directories.append(directory + below if there else directory)
+        if not found:
+            raise NotFound(f"--cgroup: {below}: no such cgroup in the container")
+
+    def clone_fd(self) -> int:
+        return -1
+
+    def attach_self(self, *, born_inside: bool = False) -> None:
+        for directory in self.directories:
+            name = "tasks" if exists(directory + "/tasks") else "cgroup.procs"
+            write_file(f"{directory}/{name}", b"0")
 
 
 def _process(parsed: Parsed, spec: Spec) -> Process:

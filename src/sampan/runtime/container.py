@@ -26,6 +26,7 @@ from sampan.linux.paths import (
     read_file,
     remove_tree,
     replace_file,
+    write_file,
 )
 from sampan.linux.process import open_pidfd, pidfd_send_signal
 from sampan.linux.syscalls import LOCK_EX, flock, ioctl
@@ -162,7 +163,7 @@ class CreateOptions:
         self.no_pivot = False
         self.pid_file = ""
         self.pidfd_socket = ""
-        self.preserve_fds = 0
+        self.preserve_fds: tuple[int, ...] = ()
         self.rootless = False
         self.seccomp_cache = ""
 
@@ -374,25 +375,55 @@ def start(container: Container) -> None:
         sock = _socket.socket(fileno=_connect(container.start_socket, _socket.SOCK_SEQPACKET))
         posix.unlink(container.start_socket)
         channel.send(sock, channel.START)
-        await_execution(sock)
+        pidfd = open_pidfd(container.state.pid, container.state.start_time)
+        await_execution(sock, pidfd, state_document(container, CREATED))
+        posix.close(pidfd)
         sock.close()
-    run_hooks(container, "poststart", RUNNING)
+    run_poststart(container)
 
 
-def run_hooks(container: Container, kind: str, status: str) -> None:
-    """poststart and poststop of the stored spec. LaunchError when one fails."""
+def run_poststart(container: Container) -> None:
+    """runtime.md "Lifecycle" 9: a poststart hook that fails stops the container and deletes it."""
+    try:
+        run_hooks(container, "poststart", RUNNING)
+    except channel.LaunchError:
+        kill_for_good(container)
+        destroy(container)
+        raise
+
+
+def run_poststop(container: Container) -> list[str]:
+    """ "Lifecycle" 13: one that fails is a warning, and the others run all the same."""
+    warnings = []
+    for hook in wanted_hooks(container, "poststop"):
+        try:
+            run_hooks(container, "poststop", STOPPED, [hook])
+        except channel.LaunchError as error:
+            warnings.append(error.message)
+    return warnings
+
+
+def wanted_hooks(container: Container, kind: str) -> list[Hook]:
     found: Any = container.spec().get("hooks") or {}
-    wanted: list[Hook] | None = found.get(kind)
+    return found.get(kind) or []
+
+
+def run_hooks(
+    container: Container, kind: str, status: str, wanted: list[Hook] | None = None
+) -> None:
+    """poststart and poststop of the stored spec. LaunchError when one fails."""
+    wanted = wanted_hooks(container, kind) if wanted is None else wanted
     if not wanted:
         return
     from . import hooks
 
+    hooks.run_all(wanted, kind, state_document(container, status))
+
+
+def state_document(container: Container, status: str) -> dict[str, Any]:
+    """The specification's State, without runc's additions."""
     document = container.state.document(status)
-    hooks.run_all(
-        wanted,
-        kind,
-        {name: value for name, value in document.items() if name not in ("rootfs", "created")},
-    )
+    return {name: value for name, value in document.items() if name not in ("rootfs", "created")}
 
 
 def kill(container: Container, signal: int, *, everything: bool = False) -> None:
@@ -483,20 +514,33 @@ def kill_for_good(container: Container) -> None:
             return
         if not procfs.is_alive(state.pid, state.start_time):
             return
+        if attempt:
+            _thaw_where_it_is(state.pid)
         time.sleep(KILL_PAUSE if attempt else 0.001)
     raise Conflict("container init still running")
 
 
+def _thaw_where_it_is(pid: int) -> None:
+    """Somebody may have moved it into a frozen cgroup of theirs; frozen processes do not die (v1)."""
+    from sampan.cgroups.host import detect
+
+    try:
+        path = procfs.cgroup_paths(pid).get("freezer", "")
+        mount = detect().mounts.get("freezer", "")
+        if mount and path:
+            write_file(f"{mount}{path}/freezer.state", b"THAWED")
+    except OSError:
+        pass
+
+
 def destroy(container: Container) -> list[str]:
     """cgroup, poststop hooks, state directory, in this order (runtime.md "Lifecycle" 10 to 13)."""
-    warnings = []
+    warnings: list[str] = []
     if container.state.cgroup_path:
         destroy_cgroup(container.cgroup(), container.state.rootless)
     try:
-        run_hooks(container, "poststop", STOPPED)
-    except channel.LaunchError as error:
-        warnings.append(error.message)
-    except OSError:
+        warnings = run_poststop(container)
+    except FileNotFoundError:
         pass  # the spec's copy is gone: a delete was interrupted after this point
     remove_tree(container.directory)
     return warnings

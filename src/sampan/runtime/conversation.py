@@ -23,10 +23,10 @@ def before_pivot(plan: LaunchPlan, spec: Spec) -> list[Step]:
     )
     if wanted:
         steps.append(Step("wait for the hooks of the runtime", wait_for_parent))
-    for index, hook in enumerate(plan.hooks.get("createContainer") or ()):
+    for hook in plan.hooks.get("createContainer") or ():
         steps.append(
             Step(f"run createContainer hook {hook['path']}", hooks.run_in_container, plan, hook, "creating",
-                 blame=f"error running createContainer hook #{index}")
+                 blame="createContainer hook")
         )  # fmt: skip
     return steps
 
@@ -35,8 +35,8 @@ def at_start(plan: LaunchPlan) -> list[Step]:
     """startContainer hooks: after start, inside the container, before its program."""
     return [
         Step(f"run startContainer hook {hook['path']}", hooks.run_in_container, plan, hook, "created",
-             blame=f"error running startContainer hook #{index}")
-        for index, hook in enumerate(plan.hooks.get("startContainer") or ())
+             blame="startContainer hook")
+        for hook in plan.hooks.get("startContainer") or ()
     ]  # fmt: skip
 
 

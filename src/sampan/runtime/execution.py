@@ -130,7 +130,8 @@ def _interpreter(fd: int) -> str:
 
 def set_home(stage: Stage, environ: list[str], uid: int) -> None:
     """HOME from the container's /etc/passwd where the spec gives none, as runc does."""
-    if variable(environ, "HOME") is None:
+    if not variable(environ, "HOME"):
+        environ[:] = [entry for entry in environ if not entry.startswith("HOME=")]
         environ.append("HOME=" + home_of(stage.root_fd, uid))
 
 

@@ -21,13 +21,14 @@ from _signal import (  # type: ignore[import-not-found]
 )
 
 from sampan.linux.fastjson import dump_bytes
-from sampan.linux.fds import write_all
+from sampan.linux.fds import close_quietly, write_all
 from sampan.linux.process import decode_status, spawn
 
 from .channel import LaunchError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from sampan.spec.runtime import Hook, State
@@ -54,11 +55,11 @@ def state_of(plan: LaunchPlan, status: str, pid: int) -> dict[str, Any]:
 
 def run_all(hooks: list[Hook] | None, kind: str, state: State | dict[str, Any]) -> None:
     """Run in order; the first that fails ends it (LaunchError)."""
-    for index, hook in enumerate(hooks or ()):
+    for hook in hooks or ():
         try:
             run(hook, state)
         except LaunchError as error:
-            error.message = f"error running {kind} hook #{index}: {error.message}"
+            error.message = f"{kind} hook {error.message}"
             raise
 
 
@@ -71,21 +72,43 @@ def run(hook: Hook, state: State | dict[str, Any]) -> None:
     """One hook with the state on its stdin; LaunchError unless it exits 0 in time."""
     stdin = posix.memfd_create("state", posix.MFD_CLOEXEC)
     output = posix.memfd_create("output", posix.MFD_CLOEXEC)
+    annotations = state.get("annotations") or {}
+    stdout, stderr = (
+        _redirected(annotations, "stdout", output),
+        _redirected(annotations, "stderr", output),
+    )
     try:
         write_all(stdin, dump_bytes(state))
         posix.lseek(stdin, 0, 0)
-        code = _run(hook, stdin, output)
+        code = _run(hook, stdin, stdout, stderr)
         if code:
             posix.lseek(output, 0, 0)
             said = posix.read(output, OUTPUT_LIMIT).decode("utf-8", "replace").strip()
-            how = f"signal {code - 128}" if code > 128 else f"exit status {code}"
-            raise LaunchError(f"{hook['path']}: {how}" + (f", output: {said}" if said else ""))
+            how = (
+                f"was killed by signal {code - 128}"
+                if code > 128
+                else f"failed with exit code {code}"
+            )
+            raise LaunchError(f"{how}: {hook['path']}" + (f", output: {said}" if said else ""))
     finally:
-        posix.close(stdin)
-        posix.close(output)
+        close_quietly(*{stdin, output, stdout, stderr})
 
 
-def _run(hook: Hook, stdin: int, output: int) -> int:
+def _redirected(annotations: Mapping[str, str], stream: str, otherwise: int) -> int:
+    """crun's annotation: a file that gets what hooks print. It is the configuration's, which is trusted."""
+    path = annotations.get("run.oci.hooks." + stream)
+    if not path:
+        return otherwise
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC
+    try:
+        return posix.open(path, flags, 0o700)
+    except OSError as error:
+        raise LaunchError(
+            f"could not open its {stream}: {path}: {posix.strerror(error.errno or 0)}"
+        ) from None
+
+
+def _run(hook: Hook, stdin: int, stdout: int, stderr: int) -> int:
     path = hook["path"]
     # With SIGCHLD blocked its arrival waits for us: no moment between looking and waiting is lost.
     before = pthread_sigmask(SIG_BLOCK, [SIGCHLD])
@@ -95,8 +118,8 @@ def _run(hook: Hook, stdin: int, output: int) -> int:
             hook.get("args") or [path],
             _environ(hook),
             stdin=stdin,
-            stdout=output,
-            stderr=output,
+            stdout=stdout,
+            stderr=stderr,
         )
         return _wait(pid, path, hook.get("timeout"))
     except OSError as error:
@@ -129,5 +152,5 @@ def _wait(pid: int, path: str, timeout: int | None) -> int:
         if left <= 0:
             posix.kill(pid, 9)
             posix.waitpid(pid, 0)
-            raise LaunchError(f"{path}: timed out after {timeout} s")
+            raise LaunchError(f"timed out after {timeout} s: {path}")
         sigtimedwait([SIGCHLD], left)

@@ -103,7 +103,6 @@ def _keep_only(stage: Stage) -> None:
         2,
         stage.channel.fileno(),
         stage.console_socket,
-        stage.listener_socket,
         stage.start_listener,
     }
     keep.update(stage.handles.values())
@@ -140,16 +139,12 @@ def accept(listener: _socket.socket) -> _socket.socket:
     return _socket.socket(fileno=fd)
 
 
-def _close_all_but(stage: Stage, preserve: int) -> None:
+def _close_all_but(stage: Stage, preserve: tuple[int, ...]) -> None:
     """stdio and the preserved descriptors stay; the channel is close-on-exec and tells the parent of success."""
-    keep = set(range(3 + preserve)) | {stage.channel.fileno(), stage.proc_fd, stage.listener_socket}
-    keep.add(stage.root_fd if stage.needs_root else -1)
+    keep = {0, 1, 2, *preserve, stage.channel.fileno(), stage.proc_fd}
     close_except(keep)
-    for number in range(3, 3 + preserve):
-        try:
-            posix.set_inheritable(number, True)
-        except OSError:
-            pass  # a hole in the preserved range
+    for number in preserve:
+        posix.set_inheritable(number, True)
 
 
 def report(stage: Stage, error: BaseException) -> None:

@@ -24,6 +24,7 @@ from . import channel, devices, execution, identity, mounting, security
 from .channel import LaunchError, describe_error
 from .init import arrange_stdio, close_except, forbid_imports, report
 from .launch import Child
+from .notify import hand_over
 from .plan import (
     ALL_CAPABILITIES,
     CapabilitySets,
@@ -33,13 +34,14 @@ from .plan import (
     finish_steps,
     rlimits,
     scheduling_steps,
+    unique,
 )
 from .steps import Stage, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from sampan.cgroups.manager import Manager
     from sampan.spec.runtime import Process, Spec
@@ -54,8 +56,8 @@ class JoinPlan:
     """One process to run inside: everything decided before it is made."""
 
     __slots__ = (
-        "args", "before", "environ", "finish", "no_cgroup", "pid", "preserve_fds", "rlimits", "start_time",
-        "terminal", "uid",
+        "args", "before", "environ", "finish", "pid", "preserve_fds", "rlimits", "start_time",
+        "state", "terminal", "uid",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -65,8 +67,9 @@ class JoinPlan:
         self.environ: tuple[str, ...] = ()
         self.uid = 0
         self.terminal = False
-        self.preserve_fds = 0
+        self.preserve_fds: tuple[int, ...] = ()
         self.rlimits: tuple[tuple[int, int, int], ...] = ()
+        self.state: dict[str, Any] = {}
         self.before: tuple[Step, ...] = ()
         self.finish: tuple[Step, ...] = ()
 
@@ -85,9 +88,10 @@ def make_join_plan(
     pid: int,
     start_time: int,
     container_id: str = "",
+    bundle: str = "",
     program: Program | None = None,
     all_capabilities: bool = False,
-    preserve_fds: int = 0,
+    preserve_fds: tuple[int, ...] = (),
     seccomp_cache: str = "",
 ) -> JoinPlan:
     """`spec` is the container's: what `process` leaves out (rlimits, oomScoreAdj, seccomp) comes from there.
@@ -100,8 +104,15 @@ def make_join_plan(
     container: Process = spec.get("process") or {"cwd": "/"}
     plan = JoinPlan()
     plan.pid, plan.start_time = pid, start_time
+    plan.state = {
+        "ociVersion": spec.get("ociVersion", "1.0.0"),
+        "id": container_id,
+        "status": "running",
+        "pid": pid,
+        "bundle": bundle,
+    }
     plan.args = tuple(process["args"])
-    plan.environ = tuple(process.get("env") or ())
+    plan.environ = unique(process.get("env") or ())
     plan.uid = (process.get("user") or {}).get("uid", 0)
     plan.terminal = process.get("terminal", False)
     plan.preserve_fds = preserve_fds
@@ -253,7 +264,7 @@ def _run_joining(plan: JoinPlan, stage: Stage, flags: int) -> NoReturn:
         posix.setsid()
         arrange_stdio(stage)
         keep = {0, 1, 2, stage.channel.fileno(), stage.console_socket, *stage.handles.values()}
-        close_except(keep | set(range(3, 3 + plan.preserve_fds)))
+        close_except(keep.union(plan.preserve_fds))
         stage.handles["flags"] = flags
         stage.run(plan.before)
         stage.now = "find the executable"
@@ -266,9 +277,8 @@ def _run_joining(plan: JoinPlan, stage: Stage, flags: int) -> NoReturn:
         stage.now = "wait for start"
         identity.expect_go(stage)
         prepared = execution.prepare(stage, list(plan.args), environ)
-        keep = set(range(3 + plan.preserve_fds)) | {stage.channel.fileno(), stage.proc_fd}
-        close_except(keep)
-        for number in range(3, 3 + plan.preserve_fds):
+        close_except({0, 1, 2, *plan.preserve_fds, stage.channel.fileno(), stage.proc_fd})
+        for number in plan.preserve_fds:
             posix.set_inheritable(number, True)
         stage.run(plan.finish)
         execution.execute(stage, prepared)
@@ -286,6 +296,9 @@ def _see_through(plan: JoinPlan, child: Child, sock: socket) -> None:
             channel.send(sock, channel.GO)
         elif kind == channel.CONSOLE:
             child.console_fd = fds[0]
+        elif kind == channel.LISTENER:
+            state = {**plan.state, "pid": child.pid}
+            hand_over(sock, child.pidfd, text, fds, state)
         elif kind == channel.FAILED:
             raise channel.parse_failure(text)
         elif kind == b"":

@@ -28,6 +28,7 @@ from sampan.linux.syscalls import clone3, pidfd_open, pidfd_send_signal, prlimit
 from . import channel, hooks
 from .channel import InitGone, LaunchError, describe_error
 from .init import run_init
+from .notify import hand_over
 from .steps import Stage
 
 TYPE_CHECKING = False
@@ -140,7 +141,10 @@ class Launch:
             from sampan.cgroups.manager import open_manager
 
             self.cgroup = open_manager(
-                plan.cgroup_path, driver=plan.cgroup_driver, rootless=plan.rootless
+                plan.cgroup_path,
+                driver=plan.cgroup_driver,
+                rootless=plan.rootless,
+                annotations=plan.annotations,
             )
         if self.cgroup is not None and not self.cgroup.needs_pid:
             self._fill_cgroup(0)
@@ -219,8 +223,7 @@ class Launch:
             stage.born_inside = born_inside
             stage.console_socket = self.console_socket
             stage.start_listener = self.start_listener
-            stage.listener_socket = handles.get("seccomp-agent", -1)
-            stage.preserved = tuple(range(3, 3 + self.plan.preserve_fds))
+            stage.preserved = self.plan.preserve_fds
             if self.plan.two_stage:
                 self._first_stage(stage)
         except BaseException as error:  # noqa: BLE001 - this process may only leave by _exit
@@ -313,7 +316,8 @@ class Launch:
         sock = self._sock()
         try:
             channel.send(sock, channel.START)
-            await_execution(sock)
+            child = self._made()
+            await_execution(sock, child.pidfd, hooks.state_of(self.plan, "created", child.pid))
         except LaunchError:
             self.undo()
             raise
@@ -345,23 +349,24 @@ class Launch:
                 pass
 
 
-def await_execution(sock: _socket.socket) -> None:
-    """End of file: execve closed the socket. FAILED: it could not."""
+def await_execution(sock: _socket.socket, pidfd: int, state: dict[str, Any]) -> None:
+    """End of file: execve closed the socket. FAILED: it could not. LISTENER: its seccomp agent is to be told."""
     while True:
-        kind, text, _ = channel.receive(sock)
+        kind, text, fds = channel.receive(sock)
         if kind == b"":
             return
         if kind == channel.FAILED:
             raise channel.parse_failure(text)
+        if kind == channel.LISTENER:
+            hand_over(sock, pidfd, text, fds, state)
 
 
 def open_handle(kind: str, path: str) -> int:
-    """What `LaunchPlan.opens` names: a namespace file, a detached copy of a mount, a connected socket."""
+    """What `LaunchPlan.opens` names: a namespace file, a detached copy of a mount."""
     if kind == "namespace":
         return posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    if kind == "connect":
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-        sock.connect(path)
-        return sock.detach()
     word, _, variant = kind.partition("-")
-    return m.clone_tree(path, recursive=word == "rtree", follow=variant != "nofollow")
+    tree = m.clone_tree(path, recursive=word == "rtree", follow=variant != "nofollow")
+    # A copy of a shared mount is in its peer group: what init mounts below would show on the host.
+    m.set_attributes(tree, propagation=c.MS_SLAVE, recursive=True)
+    return tree

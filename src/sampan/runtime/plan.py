@@ -117,7 +117,7 @@ class LaunchPlan:
         self.filter: Program | None = None
         self.terminal = False
         self.keeps_session = False
-        self.preserve_fds = 0
+        self.preserve_fds: tuple[int, ...] = ()
         self.warnings: list[str] = []
 
     def describe(self) -> list[str]:
@@ -150,7 +150,7 @@ def make_plan(
     rootless: bool = False,
     no_pivot: bool = False,
     new_keyring: bool = True,
-    preserve_fds: int = 0,
+    preserve_fds: tuple[int, ...] = (),
     extra: Mapping[str, Any] | None = None,
 ) -> LaunchPlan:
     """Turn a validated spec into a plan; InvalidArgument where it contradicts itself.
@@ -196,7 +196,7 @@ def make_plan(
             cgroup_host=cgroup_host,
             no_pivot=no_pivot,
         ),
-        *_process_steps(plan, process, container_id, new_keyring),
+        *_process_steps(spec, process, container_id, new_keyring),
     )
     _plan_process(plan, spec, process, extra, in_new_userns="user" in namespaces.kinds)
     return plan
@@ -358,7 +358,7 @@ def parse_cpu_list(text: str) -> frozenset[int]:
 
 
 def _process_steps(
-    plan: LaunchPlan, process: Process, container_id: str, new_keyring: bool
+    spec: Spec, process: Process, container_id: str, new_keyring: bool
 ) -> list[Step]:
     steps = []
     if new_keyring:
@@ -367,6 +367,22 @@ def _process_steps(
             Step("join a session keyring", security.new_keyring, f"_ses.{container_id}", label)
         )
     steps += scheduling_steps(process)
+    linux = spec.get("linux", {})
+    policy = linux.get("memoryPolicy")
+    if policy:
+        mode = lookup(c.MPOL_MODES, policy["mode"], "linux.memoryPolicy.mode")
+        for name in policy.get("flags") or ():
+            mode |= lookup(c.MPOL_FLAGS, name, "linux.memoryPolicy.flags")
+        nodes = sum(1 << node for node in parse_cpu_list(policy.get("nodes", "")))
+        text = f"set memory policy {policy['mode']}"
+        steps.append(Step(text, security.set_memory_policy, mode, nodes))
+    personality = linux.get("personality")
+    if personality:
+        persona = lookup(c.PERSONALITIES, personality["domain"], "linux.personality.domain")
+        for name in personality.get("flags") or ():
+            persona |= lookup(c.PERSONALITY_FLAGS, name, "linux.personality.flags")
+        text = f"set personality {personality['domain']}"
+        steps.append(Step(text, security.set_personality, persona))
     return steps
 
 
@@ -414,14 +430,12 @@ def _plan_process(
     plan.args = tuple(process.get("args") or ())
     if not plan.args:
         raise InvalidArgument("process.args: must not be empty")
-    plan.environ = tuple(process.get("env") or ())
+    plan.environ = unique(process.get("env") or ())
     plan.uid = user.get("uid", 0)
     plan.terminal = process.get("terminal", False)
     plan.rlimits = rlimits(process)
     sets = capability_sets(process.get("capabilities"))
     plan.filter = compile_filter(linux.get("seccomp"), sets.bounding, extra)
-    if plan.filter is not None and plan.filter.uses_notify:
-        plan.opens.append(("seccomp-agent", "connect", plan.filter.listener_path))
     plan.hooks_at_start = tuple(conversation.at_start(plan))
     plan.finish = tuple(
         finish_steps(
@@ -432,6 +446,12 @@ def _plan_process(
             die_with_parent=bool(extra.get("die_with_parent")),
         )
     )
+
+
+def unique(environ: Iterable[str]) -> tuple[str, ...]:
+    """One entry a name, the last one given: getenv(3) would take the first."""
+    found = {entry.partition("=")[0]: entry for entry in environ}
+    return tuple(found.values())
 
 
 def rlimits(process: Process) -> tuple[tuple[int, int, int], ...]:

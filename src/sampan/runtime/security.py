@@ -33,6 +33,8 @@ from sampan.linux.syscalls import (
     setresuid,
 )
 
+from .notify import install_with_listener
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .plan import CapabilitySets
@@ -197,8 +199,11 @@ def set_no_new_privileges(stage: Stage) -> None:
 
 
 def install_filter(stage: Stage, program: Program) -> None:
-    """The seccomp program; a flag that this kernel lacks and that only adds logging or speed is let go."""
-    seccomp_filter(program.instructions, program.flags)
+    """The seccomp program. With a listener the parent takes part: see notify.py."""
+    if program.uses_notify:
+        install_with_listener(stage, program)
+    else:
+        seccomp_filter(program.instructions, program.flags)
 
 
 def die_with_parent(stage: Stage) -> None:

@@ -42,7 +42,7 @@ class Stage:
     """What the steps of one child share: descriptors that are open, and what was found out on the way."""
 
     __slots__ = (
-        "born_inside", "channel", "console_socket", "executable", "handles", "listener_socket", "manager", "needs_root", "now",
+        "born_inside", "channel", "console_socket", "executable", "handles", "manager", "now",
         "null_fd", "preserved", "proc_fd", "root_fd", "start_listener", "stdio", "warnings",
     )  # fmt: skip
 
@@ -52,7 +52,6 @@ class Stage:
         self.proc_fd = -1  # a verified procfs of the container's pid namespace
         self.null_fd = -1  # a verified /dev/null of the host
         self.console_socket = -1  # where the pty master goes instead of the channel
-        self.listener_socket = -1  # where a seccomp listener goes
         self.start_listener = -1  # `create`: a listening socket on which `start` will call
         self.stdio: tuple[int, ...] = (0, 1, 2)
         self.executable = ""  # what execve will run, inside the root
@@ -60,7 +59,6 @@ class Stage:
         self.handles: dict[str, int] = {}  # what the parent opened for us, by name
         self.warnings: list[str] = []
         self.preserved: tuple[int, ...] = ()  # descriptors the program will have beyond stdio
-        self.needs_root = False  # `finish` still uses root_fd
         self.born_inside = False  # clone put us into the unified cgroup already
         self.manager: Manager | None = None  # the container's cgroup
 

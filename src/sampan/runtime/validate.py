@@ -295,11 +295,7 @@ def _check_scheduling(process: Any) -> None:
             raise InvalidArgument(f"process.scheduler.nice: {scheduler['nice']} is out of range")
         if scheduler.get("priority") and policy not in ("SCHED_FIFO", "SCHED_RR"):
             raise InvalidArgument("process.scheduler.priority: only for SCHED_FIFO and SCHED_RR")
-        deadline = scheduler.get("runtime") or scheduler.get("deadline") or scheduler.get("period")
-        if deadline and policy != "SCHED_DEADLINE":
-            raise InvalidArgument(
-                "process.scheduler: runtime, deadline and period are only for SCHED_DEADLINE"
-            )
+        _check_deadline(scheduler, policy)
         for flag in scheduler.get("flags") or ():
             if flag not in c.SCHED_FLAGS:
                 raise InvalidArgument(f"process.scheduler.flags: unknown value {flag!r}")
@@ -313,6 +309,39 @@ def _check_scheduling(process: Any) -> None:
             raise InvalidArgument(
                 f"process.ioPriority.priority: {priority['priority']} is out of range, 0 to 7"
             )
+
+
+MIN_DEADLINE_NS, MAX_DEADLINE_NS = (
+    1024,
+    (1 << 63) - 1,
+)  # kernel/sched/deadline.c: DL_SCALE, the sign bit
+
+
+def _check_deadline(scheduler: Any, policy: str) -> None:
+    """The kernel's only answer to these is EINVAL; say which it is."""
+    times = {name: scheduler.get(name) for name in ("runtime", "deadline", "period")}
+    if policy != "SCHED_DEADLINE":
+        if any(times.values()):
+            raise InvalidArgument(
+                "process.scheduler: runtime, deadline and period are only for SCHED_DEADLINE"
+            )
+        return
+    field = "process.scheduler: sched_setattr: `SCHED_DEADLINE`"
+    for name in ("runtime", "deadline"):
+        if times[name] is None:
+            raise InvalidArgument(f"{field} requires `{name}`")
+    runtime, deadline = times["runtime"], times["deadline"]
+    period = times["period"] or deadline
+    if runtime == 0:
+        raise InvalidArgument(f"{field} runtime must be greater than 0")
+    if not MIN_DEADLINE_NS <= runtime <= MAX_DEADLINE_NS:
+        raise InvalidArgument(
+            f"{field} runtime {runtime} must be between {MIN_DEADLINE_NS} and {MAX_DEADLINE_NS}"
+        )
+    if runtime > deadline:
+        raise InvalidArgument(f"{field} runtime ({runtime}) must be <= deadline ({deadline})")
+    if deadline > period:
+        raise InvalidArgument(f"{field} deadline ({deadline}) must be <= period ({period})")
 
 
 def _check_mounts(spec: Any) -> None:
@@ -444,6 +473,10 @@ def _check_sysctls(spec: Any) -> None:
             if "uts" not in kinds:
                 raise InvalidArgument(
                     f'linux.sysctl: sysctl "{name}" is not allowed in the hosts uts namespace'
+                )
+            if spec.get("domainname"):
+                raise InvalidArgument(
+                    f'linux.sysctl: sysctl "{name}" is not allowed as it conflicts with the OCI "domainname" field'
                 )
         elif normal == "kernel.hostname":
             raise InvalidArgument(
