@@ -27,7 +27,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-FORMAT = "3"  # of the base disk; a change makes old ones unused
+FORMAT = "4"  # of the base disk; a change makes old ones unused
 QEMU = "qemu-system-x86_64"
 MEMORY = "1536M"
 MARK = "@@vm@@"
@@ -39,7 +39,11 @@ GUEST_MODULES = (
     "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6", "nft_reject_inet",
     "xt_MASQUERADE", "iptable_nat",
 )  # fmt: skip
-PROGRAMS = ("busybox", "nft", "ip", "crun", "runc", "docker", "newuidmap", "newgidmap")
+PROGRAMS = (
+    "busybox", "systemctl", "nft", "ip", "crun", "runc", "docker", "newuidmap", "newgidmap",
+)  # fmt: skip
+# A user's systemd needs no more than this to make scopes.
+SYSTEMD = (Path("/lib/systemd/systemd"), Path("/usr/lib/systemd/user"))
 # Large, and of no use in the guest.
 LEFT_OUT_PACKAGES = (
     "mypy",
@@ -244,10 +248,11 @@ def base_disk(cache: Path, release: str) -> Path:
 def base_sources(release: str) -> Iterator[tuple[Path, Path]]:
     """(what, where in the guest) of every file and directory of the base disk."""
     interpreter = Path(sys.executable).resolve()
+    systemd = [path for path in SYSTEMD if path.exists()]
     programs = [interpreter, *(Path(found) for name in PROGRAMS if (found := find_program(name)))]
     libraries: dict[Path, Path] = {}
     library = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix})).resolve()
-    for program in [*programs, *library.glob("lib-dynload/*.so")]:
+    for program in [*programs, *systemd[:1], *library.glob("lib-dynload/*.so")]:
         for found in libraries_of(program):
             libraries[found] = found
     yield interpreter, interpreter
@@ -255,6 +260,8 @@ def base_sources(release: str) -> Iterator[tuple[Path, Path]]:
         yield program.resolve(), Path("/usr/bin") / program.name
     for found in sorted(libraries):
         yield found.resolve(), found
+    for path in systemd:
+        yield path, path
     yield library, library
     for package in sorted(site_packages()):
         yield package, Path("/vm/site") / package.name

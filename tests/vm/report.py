@@ -24,7 +24,8 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 def why(report: pytest.TestReport) -> str:
     if report.skipped and isinstance(report.longrepr, tuple):
         return str(report.longrepr[2])
-    return str(report.longrepr)
+    captured = [f"--- {title}\n{text}" for title, text in report.sections if text.strip()]
+    return "\n".join([str(report.longrepr), *captured])
 
 
 def say(text: str) -> None:

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.slow]
 GUEST_TESTS = {
     "tests/contract/test_cgroup_manager.py": 20,
     "tests/contract/test_cgroup_runtime.py": 12,
+    "tests/contract/test_cgroup_systemd.py": 3,
 }
 LIMIT = 240.0
 

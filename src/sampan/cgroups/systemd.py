@@ -23,6 +23,7 @@ from errno import EEXIST, EIO
 from sampan.linux.dbus import Bus, BusError
 
 from . import v2_plan
+from .files import read_or
 from .host import MODE_V2, CgroupHost
 from .variant import parse
 
@@ -164,16 +165,18 @@ class SystemdManager:
         self.inner.destroy()
 
     def _connect(self) -> Bus:
-        """Root speaks to systemd itself where it can: its private socket needs no bus daemon."""
+        """To systemd itself where possible: its private socket needs no bus daemon, and may be had earlier."""
+        uid = outer_uid()
         if self.bus_path:
-            return Bus.connect(self.bus_path, hello=False)
+            return Bus.connect(self.bus_path, hello=False, uid=uid)
+        private, bus = PRIVATE_SOCKET, SYSTEM_BUS
         if self.rootless:
-            runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-            return Bus.connect(f"{runtime}/bus")
+            runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+            private, bus = f"{runtime}/systemd/private", f"{runtime}/bus"
         try:
-            return Bus.connect(PRIVATE_SOCKET, hello=False)
+            return Bus.connect(private, hello=False, uid=uid)
         except OSError:
-            return Bus.connect(SYSTEM_BUS)
+            return Bus.connect(bus, uid=uid)
 
     def _unit_properties(self, pid: int) -> list[Property]:
         properties: list[Property] = [
@@ -240,12 +243,30 @@ class SystemdManager:
 
 
 def user_manager_path(host: CgroupHost, unit: Unit, rootless: bool) -> str:
-    """A user's systemd lives in user@UID.service, and its slices below that."""
+    """A user's systemd lives in user@UID.service, and its slices below that. Ours may be that service's, or a
+    login session's beside it."""
     if not rootless:
         return unit.path
-    own = host.own.get("", "/")
-    service, found, _ = own.partition(".service/")
-    return (f"{service}.service" if found else "") + unit.path
+    own = host.own.get("", "/").split("/")
+    for depth, name in enumerate(own):
+        if name.startswith("user@") and name.endswith(".service"):
+            return "/".join(own[: depth + 1]) + unit.path
+        if name.startswith("user-") and name.endswith(".slice"):
+            uid = name.removeprefix("user-").removesuffix(".slice")
+            return "/".join(own[: depth + 1]) + f"/user@{uid}.service" + unit.path
+    return unit.path
+
+
+def outer_uid(uid_map: str | None = None, uid: int | None = None) -> int:
+    """Our uid as the world outside our user namespace numbers it, which is what a bus compares."""
+    uid = os.geteuid() if uid is None else uid
+    for line in (read_or("/proc/self/uid_map") if uid_map is None else uid_map).splitlines():
+        words = line.split()
+        if len(words) == 3 and all(word.isascii() and word.isdigit() for word in words):
+            inside, outside, count = (int(word) for word in words)
+            if inside <= uid < inside + count:
+                return outside + uid - inside
+    return uid
 
 
 def start_unit(bus: Bus, unit: Unit, properties: list[Property]) -> None:

@@ -320,12 +320,16 @@ class Bus:
         self.socket.close()
 
     def authenticate(self, uid: int) -> None:
-        """SASL EXTERNAL: the kernel vouches for our uid, we only name it."""
-        self.socket.sendall(b"\0AUTH EXTERNAL " + str(uid).encode().hex().encode() + b"\r\n")
+        """SASL EXTERNAL: the kernel vouches for our uid, we only name it.
+
+        BEGIN goes along with AUTH, as libsystemd sends it: a message that reaches systemd in one read with
+        BEGIN would lie in its buffer until the next one comes.
+        """
+        name = str(uid).encode().hex().encode()
+        self.socket.sendall(b"\0AUTH EXTERNAL " + name + b"\r\nBEGIN\r\n")
         line = self.read_line()
         if not line.startswith(b"OK"):
             raise OSError(EPROTO, f"D-Bus authentication refused: {line.decode(errors='replace')}")
-        self.socket.sendall(b"BEGIN\r\n")
 
     def read_line(self) -> bytes:
         while b"\r\n" not in self.pending:

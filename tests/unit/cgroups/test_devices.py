@@ -6,7 +6,6 @@ import random
 from typing import Any
 
 import pytest
-from tests.support import ebpf
 
 from sampan.cgroups.devices import (
     ANY,
@@ -19,6 +18,7 @@ from sampan.cgroups.devices import (
     v1_listing,
     v1_writes,
 )
+from tests.support import ebpf
 
 DENY = {"allow": False, "access": "rwm"}
 

@@ -19,6 +19,7 @@ from sampan.cgroups.systemd import (
     annotation_properties,
     bits_of_ranges,
     expand_slice,
+    outer_uid,
     parse_unit,
     user_manager_path,
     v1_properties,
@@ -60,17 +61,30 @@ def test_slices_that_systemd_would_refuse(name: str) -> None:
         expand_slice(name)
 
 
-def test_a_users_units_lie_below_the_users_manager() -> None:
-    own = {"": "/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope"}
+@pytest.mark.parametrize(
+    "own",
+    [
+        "/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope",
+        "/user.slice/user-1000.slice/user@1000.service",
+        "/user.slice/user-1000.slice/session-3.scope",
+    ],
+)
+def test_a_users_units_lie_below_the_users_manager(own: str) -> None:
     host = CgroupHost(
-        mode="v2", mounts={}, roots={}, unified="/c", unified_controllers=frozenset(), own=own
+        mode="v2", mounts={}, roots={}, unified="/c", unified_controllers=frozenset(), own={"": own}
     )
     unit = parse_unit("user.slice:s:1", rootless=True)
-    assert (
-        user_manager_path(host, unit, True)
-        == "/user.slice/user-1000.slice/user@1000.service/user.slice/s-1.scope"
-    )
+    inside = "/user.slice/user-1000.slice/user@1000.service/user.slice/s-1.scope"
+    assert user_manager_path(host, unit, True) == inside
     assert user_manager_path(host, unit, False) == "/user.slice/s-1.scope"
+
+
+def test_the_bus_knows_us_by_our_number_outside() -> None:
+    rootless = "         0       1000          1\n         1     100000      65536\n"
+    assert outer_uid(rootless, 0) == 1000
+    assert outer_uid(rootless, 5) == 100004
+    assert outer_uid("0 0 4294967295\n", 0) == 0
+    assert outer_uid("", 7) == 7
 
 
 def test_v2_properties() -> None:
@@ -214,15 +228,12 @@ class FakeSystemd:
 
     def converse(self, connection: socket.socket) -> None:
         pending = b""
-        while b"\r\n" not in pending:
-            pending += connection.recv(4096)
-        uid = str(os.geteuid()).encode().hex()
-        assert pending == b"\0AUTH EXTERNAL " + uid.encode() + b"\r\n"
-        connection.sendall(b"OK 0123456789abcdef\r\n")
-        pending = b""
         while b"BEGIN\r\n" not in pending:
             pending += connection.recv(4096)
-        _, _, pending = pending.partition(b"BEGIN\r\n")
+        login, _, pending = pending.partition(b"BEGIN\r\n")
+        uid = str(os.geteuid()).encode().hex()
+        assert login == b"\0AUTH EXTERNAL " + uid.encode() + b"\r\n"
+        connection.sendall(b"OK 0123456789abcdef\r\n")
         while True:
             while len(pending) < 16 or len(pending) < dbus.message_size(pending[:16]):
                 chunk = connection.recv(65536)

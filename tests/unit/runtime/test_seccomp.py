@@ -6,11 +6,11 @@ import random
 from typing import Any
 
 import pytest
-from tests.support import bpf
 
 from sampan.linux import constants as c
 from sampan.linux.syscall_table import ARCHITECTURES, numbers
 from sampan.runtime.seccomp import compile_profile
+from tests.support import bpf
 
 ALLOW = c.SECCOMP_RET_ALLOW
 ERRNO = c.SECCOMP_RET_ERRNO

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import bpf
 
 from sampan.linux.constants import CAPS
 from sampan.linux.syscall_table import ARCHITECTURES, newest, numbers
@@ -21,6 +20,7 @@ from sampan.runtime.seccomp_default import (
     default_profile,
     unconditional,
 )
+from tests.support import bpf
 
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
 DOCKERS = [
