@@ -94,6 +94,7 @@ class Rules:
         True  # False: never a directory by something else or the reverse (`docker cp`)
     )
     new_directory_mode: int = 0o755  # of parents that the archive does not list
+    destination: str = "/"  # what messages call the directory
     skip: frozenset[bytes] = field(default_factory=frozenset)  # top-level names to pass over
 
 
@@ -431,7 +432,7 @@ class Extractor:
         there = os.stat(base, dir_fd=parent, follow_symlinks=False)
         is_directory = stat.S_ISDIR(there.st_mode)
         if not self._rules.replace_kinds and is_directory != (entry.kind == DIRECTORY):
-            raise _wrong_kind(entry, is_directory)
+            raise _wrong_kind(entry, is_directory, self._rules.destination)
         if is_directory or stat.S_ISLNK(there.st_mode):
             self._forget_parents()  # what was opened through it is somewhere else now
             parent = self._parent(parent_path)
@@ -508,13 +509,14 @@ def _is_whiteout_device(info: os.stat_result) -> bool:
     return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
 
 
-def _wrong_kind(entry: Entry, is_directory: bool) -> TarError:
-    error = TarError("kind", entry=entry.name)
-    name = show(entry.name)
+def _wrong_kind(entry: Entry, is_directory: bool, destination: str) -> TarError:
+    """In Docker's words, which clients look for."""
+    error = TarError("wrong kind", entry=entry.name)
+    there = f"{destination.rstrip('/')}/{os.fsdecode(entry.name.strip(b'/'))}"
     error.message = (
-        f"cannot overwrite directory {name} with non-directory {name}"
+        f'cannot overwrite directory "{there}" with non-directory "{destination}"'
         if is_directory
-        else f"cannot overwrite non-directory {name} with directory {name}"
+        else f'cannot overwrite non-directory "{there}" with directory "{destination}"'
     )
     return error
 

@@ -26,8 +26,8 @@ from sampan.errors import InvalidArgument, NotFound
 from sampan.storage import layers
 from sampan.storage.decompress import open_stream
 from sampan.storage.extract import Rules, Whiteouts
-from sampan.storage.pack import PackRules, archive, pack, pack_one
-from sampan.storage.tree import PATH_FLAGS, open_directory, proc_path
+from sampan.storage.pack import PackRules, archive, pack, pack_open
+from sampan.storage.tree import PATH_FLAGS, open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,6 +83,10 @@ class Spot:
         if not self.name:
             return os.fstat(self.parent)
         return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
+
+    def open(self) -> int:
+        """An O_PATH descriptor of exactly what is there, a link too."""
+        return os.open(self.name or b".", PATH_FLAGS, dir_fd=self.parent)
 
     def open_directory(self) -> int:
         """A readable descriptor of the directory there; NotADirectoryError for anything else, a link too."""
@@ -225,6 +229,9 @@ class _MountedFile(Spot):
     def stat(self) -> os.stat_result:
         return os.fstat(self.parent)
 
+    def open(self) -> int:
+        return os.dup(self.parent)
+
     def open_directory(self) -> int:
         raise NotADirectoryError(20, "Not a directory", self.path)
 
@@ -238,55 +245,45 @@ def stat_path(place: Place, path: str) -> PathStat:
             raise NotFound(f"Could not find the file {path}") from None
         target = ""
         if stat.S_ISLNK(info.st_mode):
-            with place.find(path, follow=True) as meant:
-                target = os.fsdecode(meant.path)
+            target = _meaning(place, path, spot)
         name = os.fsdecode(_shown_name(path, spot))
         return PathStat(name, info.st_size, go_mode(info.st_mode), info.st_mtime_ns, target)
+
+
+def _meaning(place: Place, path: str, spot: Spot) -> str:
+    """The path inside that a link leads to; of a broken one, what it says."""
+    try:
+        with place.find(path, follow=True) as meant:
+            return os.fsdecode(meant.path)
+    except (NotFound, InvalidArgument):
+        link = os.readlink(spot.name, dir_fd=spot.parent)
+        return os.fsdecode(os.path.normpath(os.path.join(os.path.dirname(spot.path), link)))
 
 
 def pack_path(place: Place, path: str) -> Iterator[bytes]:
     """GET /containers/{id}/archive: what is there, under the path's last component; `dir/.` means what is in it.
 
-    The first piece comes only when something was found, so that NotFound can still become a status.
+    What is found is opened before this returns, so that NotFound can still become a status, and so that what
+    is sent is what was found, whatever has the name by then.
     """
-    spot = place.find(path)
+    with place.find(path) as spot:
+        try:
+            fd = spot.open()
+        except FileNotFoundError:
+            raise NotFound(f"Could not find the file {path}") from None
+        info = os.fstat(fd)
+        if path.endswith(("/", "/.")) and not stat.S_ISDIR(info.st_mode):
+            os.close(fd)
+            raise NotFound(f"Could not find the file {path}")
+        name = _shown_name(path, spot)
+    return _closing(fd, archive(pack_open(fd, as_name=name)))
+
+
+def _closing(fd: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
     try:
-        info = spot.stat()
-    except FileNotFoundError:
-        spot.close()
-        raise NotFound(f"Could not find the file {path}") from None
-    if path.endswith(("/", "/.")) and not stat.S_ISDIR(info.st_mode):
-        spot.close()
-        raise NotFound(f"Could not find the file {path}")
-    return _packed(spot, info, _shown_name(path, spot))
-
-
-def _packed(spot: Spot, info: os.stat_result, name: bytes) -> Iterator[bytes]:
-    with spot:
-        if stat.S_ISDIR(info.st_mode):
-            fd = spot.open_directory()
-            try:
-                yield from archive(pack(fd, prefix=name, with_root=True))
-            finally:
-                os.close(fd)
-        elif isinstance(spot, _MountedFile):
-            yield from archive(_pack_open_file(spot.parent, name))
-        else:
-            yield from archive(pack_one(spot.parent, spot.name, as_name=name))
-
-
-def _pack_open_file(fd: int, name: bytes) -> Iterator[bytes]:
-    """A file held by an O_PATH descriptor, read through it."""
-    from sampan.storage.pack import entry_of
-    from sampan.storage.tar_writer import file_data, header
-
-    opened = os.open(proc_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        entry = entry_of(os.fstat(opened), name)
-        yield header(entry)
-        yield from file_data(opened, entry)
+        yield from chunks
     finally:
-        os.close(opened)
+        os.close(fd)
 
 
 def extract_into(
@@ -316,6 +313,7 @@ def extract_into(
                 whiteouts=Whiteouts.PLAIN,
                 owner=owner,
                 touch_root=False,
+                destination=os.fsdecode(spot.path),
                 replace_kinds=not no_overwrite_dir_non_dir,
                 keep_owners=os.geteuid() == 0,
                 devices=os.geteuid() == 0,

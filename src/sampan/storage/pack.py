@@ -28,7 +28,7 @@ from sampan.storage.tar import (
     Entry,
 )
 from sampan.storage.tar_writer import END, file_data, header, sparse_header
-from sampan.storage.tree import FILE_FLAGS, Walker, holes, xattrs_of
+from sampan.storage.tree import FILE_FLAGS, Walker, holes, proc_path, xattrs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -97,12 +97,28 @@ def pack(
     yield from _Packer(fd, rules).tree(fd, prefix.rstrip(b"/") + b"/" if prefix else b"")
 
 
-def pack_one(
-    dir_fd: int, name: bytes, *, as_name: bytes, rules: PackRules = _DEFAULT
-) -> Iterator[bytes]:
-    """One entry of a directory that is itself none, under another name. FileNotFoundError where it is not there."""
-    info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    yield from _Packer(dir_fd, rules).entry(dir_fd, name, as_name, info)
+def pack_open(fd: int, *, as_name: bytes, rules: PackRules = _DEFAULT) -> Iterator[bytes]:
+    """Whatever an O_PATH descriptor holds, a directory with all below it, under this name."""
+    info = os.fstat(fd)
+    if stat.S_ISDIR(info.st_mode):
+        opened = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    elif stat.S_ISREG(info.st_mode):
+        opened = os.open(proc_path(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    elif stat.S_IFMT(info.st_mode) in _KINDS:
+        entry = entry_of(info, as_name, rules)
+        if entry.kind == SYMLINK:
+            entry.linkname = os.readlink(b"", dir_fd=fd)
+        yield header(entry)
+        return
+    else:
+        return
+    try:
+        if stat.S_ISDIR(info.st_mode):
+            yield from pack(opened, prefix=as_name, with_root=True, rules=rules)
+        else:
+            yield from _Packer(opened, rules).open_file(opened, as_name)
+    finally:
+        os.close(opened)
 
 
 def entry_of(info: os.stat_result, name: bytes, rules: PackRules = _DEFAULT) -> Entry:
@@ -181,7 +197,11 @@ class _Packer:
                 yield header(link)
                 return
         if not stat.S_ISREG(info.st_mode):
-            yield self._special(fd, name, as_name, info)
+            try:
+                yield self._special(fd, name, as_name, info)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EINVAL):  # gone, or no link any more
+                    raise
             return
         try:
             opened = os.open(name, FILE_FLAGS, dir_fd=fd)
@@ -190,11 +210,11 @@ class _Packer:
                 return  # replaced between stat and open
             raise
         try:
-            yield from self._open_file(opened, as_name)
+            yield from self.open_file(opened, as_name)
         finally:
             os.close(opened)
 
-    def _open_file(self, fd: int, as_name: bytes) -> Iterator[bytes]:
+    def open_file(self, fd: int, as_name: bytes) -> Iterator[bytes]:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             return

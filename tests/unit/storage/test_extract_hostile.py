@@ -14,6 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from sampan.storage import layers
+from sampan.storage.extract import Rules, Whiteouts
+from sampan.storage.tar import CHAR, DIRECTORY, FIFO, FILE, SYMLINK, Entry, Limits, TarError
+from sampan.storage.tar_writer import header
 from tests.unit.storage.tarkit import (
     base256,
     directory,
@@ -25,11 +30,6 @@ from tests.unit.storage.tarkit import (
     stream,
     symlink,
 )
-
-from sampan.storage import layers
-from sampan.storage.extract import Rules, Whiteouts
-from sampan.storage.tar import CHAR, DIRECTORY, FIFO, FILE, SYMLINK, Entry, Limits, TarError
-from sampan.storage.tar_writer import header
 
 AS_USER = os.geteuid() != 0
 UP = b"../" * 30

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.storage.tarkit import directory, file, hardlink, stream, symlink
 
 from sampan.storage import layers
 from sampan.storage.copying import CopyRules, copy_tree
@@ -23,6 +22,7 @@ from sampan.storage.tar import DIRECTORY, FILE, LINK, SYMLINK, Entry, TarError
 from sampan.storage.tar_reader import TarReader
 from sampan.storage.tar_writer import header, padded
 from sampan.storage.tree import remove_tree, size_of
+from tests.unit.storage.tarkit import directory, file, hardlink, stream, symlink
 
 IS_ROOT = os.geteuid() == 0
 RULES = Rules(whiteouts=Whiteouts.PLAIN, keep_owners=IS_ROOT, devices=IS_ROOT)

@@ -6,16 +6,6 @@ import tarfile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.storage.tarkit import (
-    base256,
-    directory,
-    file,
-    octal,
-    pax,
-    pax_raw,
-    raw,
-    stream,
-)
 
 from sampan.storage.tar import (
     CHAR,
@@ -35,6 +25,16 @@ from sampan.storage.tar import (
 )
 from sampan.storage.tar_reader import TarReader
 from sampan.storage.tar_writer import TarWriter
+from tests.unit.storage.tarkit import (
+    base256,
+    directory,
+    file,
+    octal,
+    pax,
+    pax_raw,
+    raw,
+    stream,
+)
 
 
 def read_all(source: io.BytesIO, limits: Limits | None = None) -> list[tuple[Entry, bytes]]:
