@@ -408,6 +408,7 @@ async def shut_down(engine: Engine) -> None:
     asyncio.get_running_loop().remove_reader(engine.log_watch.fileno())
     engine.log_watch.close()
     await engine.run_blocking(engine.networks.stop)
+    await engine.run_blocking(engine.snapshots.close)  # containers that run keep their mounts
     engine.launcher.close()
     engine.pool.shutdown(wait=True, cancel_futures=True)
     engine.store.close()

@@ -303,7 +303,6 @@ class LayerStore:
 
     def close(self) -> None:
         """Unmount what was mounted to show layers; containers that run keep what they have."""
-        self.sync()
         with self._lock:
             for chain_id, record in self._layers.items():
                 if record.form == "erofs":
