@@ -62,18 +62,22 @@ class LogStream:
             self._reader = await engine.run_blocking(self._open, path)
             while not self._closed:
                 # Whether it still runs is asked before the last read, so that nothing is missed.
-                running = self._container.is_running or self._container.state.restarting
+                running = self._is_live()
                 self._wake.clear()
                 while runs := await engine.run_blocking(self._reader.read):
                     yield presenter.present(runs)
                 if not options.follow or not running or self._reader.ended:
                     return
-                await self._changed()
+                if self._is_live():  # its end may have come during the read: then read once more
+                    await self._changed()
         finally:
             if token is not None:
                 engine.log_watch.remove(token)
             if self._reader is not None:
                 self._reader.close()
+
+    def _is_live(self) -> bool:
+        return self._container.is_running or self._container.state.restarting
 
     def _open(self, path: str) -> LogReader:
         options = self._options
