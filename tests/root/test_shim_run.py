@@ -663,3 +663,53 @@ def test_the_container_has_no_signal_ignored(bench: Bench) -> None:
     peer = bench.peer()
     bench.run("grep", "Sig[IB]", "/proc/self/status", attach=[{"fd": 0, **BOTH}], fds=(peer.fd,))
     assert set(unframe(peer.read_to_end())[1].split()[1::2]) == {b"0000000000000000"}
+
+
+# --- --init --------------------------------------------------------------------------------------------------------
+
+
+def test_init_reaps_orphans_and_passes_the_exit_code_on(bench: Bench) -> None:
+    peer = bench.peer()
+    script = "for i in 1 2 3; do (sleep 0.01 &); done; sleep 0.2; grep -l ') Z' /proc/[0-9]*/stat; exit 9"
+    shim = bench.run(
+        "sh", "-c", script, extra={"init": True}, attach=[{"fd": 0, **BOTH}], fds=(peer.fd,)
+    )  # fmt: skip
+    assert b"/stat" not in unframe(peer.read_to_end())[1]
+    assert shim.wait_event("exit")["exit_code"] == 9
+
+
+def test_init_passes_signals_to_the_program(bench: Bench) -> None:
+    peer = bench.peer()
+    shim = bench.run(
+        "sh", "-c", "trap 'echo got it; exit 3' TERM; echo ready; while :; do sleep 0.05; done",
+        extra={"init": True}, attach=[{"fd": 0, **BOTH}], fds=(peer.fd,),
+    )  # fmt: skip
+    peer.read_until(b"ready")
+    shim.kill(15)
+    assert b"got it" in peer.read_to_end()
+    assert shim.wait_event("exit")["exit_code"] == 3
+
+
+def test_init_tells_a_death_by_signal(bench: Bench) -> None:
+    shim = bench.run("sh", "-c", "kill -9 $$", extra={"init": True})
+    assert shim.wait_event("exit")["exit_code"] == 137
+
+
+def test_init_does_not_hide_a_missing_program(bench: Bench) -> None:
+    with pytest.raises(errors.InvalidArgument, match="executable file not found"):
+        bench.launcher.launch(bench.request("nosuch", extra={"init": True}))
+
+
+def test_init_gives_the_program_the_terminal(bench: Bench) -> None:
+    peer = bench.peer()
+    shim = bench.run(
+        "sh", "-i", tty=True, open_stdin=True, stdin_once=True, extra={"init": True},
+        attach=[{"fd": 0, "stdin": True, "stdout": True, "stderr": True}], fds=(peer.fd,),
+    )  # fmt: skip
+    peer.socket.sendall(b"sleep 100\n")
+    peer.read_until(b"sleep 100")
+    time.sleep(0.1)
+    peer.socket.sendall(b"\x03")
+    peer.socket.sendall(b"echo $((6*7)); exit 4\n")
+    assert b"42" in peer.read_to_end()
+    assert shim.wait_event("exit")["exit_code"] == 4

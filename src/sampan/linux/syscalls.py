@@ -363,9 +363,11 @@ def fexec(fd: int, argv: list[bytes], environ: list[bytes]) -> NoReturn:
 
 
 # int execve(const char *path, char *const argv[], char *const envp[]); -- execve(2)
-def prepare_execve(path: Path, argv: list[str], environ: list[str]) -> Any:
-    """The arrays of an execve, made now so that later there is nothing to allocate."""
+def prepare_execve(path: Path, argv: list[str], environ: list[str], fd: int = -1) -> Any:
+    """The arrays of an execve, made now so that later there is nothing to allocate. With `fd` that file is
+    executed, and `path` is only its name in a failure."""
     return (
+        fd,
         encode(path),
         _pointers([encode(text) for text in argv]),
         _pointers([encode(text) for text in environ]),
@@ -373,8 +375,11 @@ def prepare_execve(path: Path, argv: list[str], environ: list[str]) -> Any:
 
 
 def run_prepared(prepared: Any) -> NoReturn:
-    path, argv, environ = prepared
-    call("execve", path, argv, environ, path=path)
+    fd, path, argv, environ = prepared
+    if fd < 0:
+        call("execve", path, argv, environ, path=path)
+    else:
+        call("execveat", fd, b"", argv, environ, c.AT_EMPTY_PATH, path=path)
     raise AssertionError("execve returned")
 
 

@@ -13,9 +13,10 @@ from _struct import unpack_from
 
 from sampan.linux import constants as c
 from sampan.linux.paths import S_IFDIR, S_IFMT, read_regular_in_root
-from sampan.linux.syscalls import openat2, prepare_execve, run_prepared
+from sampan.linux.syscalls import memfd, openat2, prepare_execve, run_prepared
 
 from .channel import LaunchError, describe_error
+from .reaper import ARGV0, reaper_elf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,9 +150,16 @@ def home_of(root_fd: int, uid: int) -> str:
     return "/"
 
 
+def put_reaper_in_front(stage: Stage, argv: list[str]) -> None:
+    """With --init: process 1 is our reaper, which runs the program that was found."""
+    program = reaper_elf(stage.executable, posix.uname().machine)
+    stage.reaper_fd = memfd("docker-init", program, executable=True)
+    argv[:0] = [ARGV0, "--"]
+
+
 def prepare(stage: Stage, argv: list[str], environ: list[str]) -> Any:
     """Everything execve needs as C arrays, so that after seccomp nothing is left but the call."""
-    return prepare_execve(stage.executable, argv, environ)
+    return prepare_execve(stage.executable, argv, environ, stage.reaper_fd)
 
 
 def execute(stage: Stage, prepared: Any) -> NoReturn:

@@ -53,6 +53,8 @@ def _recipe(plan: LaunchPlan, stage: Stage) -> None:
     argv = list(plan.args)
     execution.set_home(stage, environ, plan.uid)
     execution.find_executable(stage, argv[0], environ)
+    if plan.reaper:
+        execution.put_reaper_in_front(stage, argv)
     for warning in stage.warnings:
         channel.send(stage.channel, channel.WARNING, warning)
 
@@ -141,7 +143,7 @@ def accept(listener: _socket.socket) -> _socket.socket:
 
 def _close_all_but(stage: Stage, preserve: tuple[int, ...]) -> None:
     """stdio and the preserved descriptors stay; the channel is close-on-exec and tells the parent of success."""
-    keep = {0, 1, 2, *preserve, stage.channel.fileno(), stage.proc_fd}
+    keep = {0, 1, 2, *preserve, stage.channel.fileno(), stage.proc_fd, stage.reaper_fd}
     close_except(keep)
     for number in preserve:
         posix.set_inheritable(number, True)

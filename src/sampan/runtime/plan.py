@@ -80,7 +80,7 @@ class LaunchPlan:
     __slots__ = (
         "annotations", "args", "before", "bundle", "cgroup_driver", "cgroup_path", "clone_flags",
         "container_id", "environ", "filter", "finish", "first", "gid_map", "hooks", "hooks_at_start",
-        "idmaps", "keeps_session", "maps_ids", "net_devices", "netns_fd", "oci_version", "opens", "preserve_fds", "resources",
+        "idmaps", "keeps_session", "maps_ids", "net_devices", "netns_fd", "oci_version", "opens", "preserve_fds", "reaper", "resources",
         "rlimits", "rootfs", "rootless", "terminal", "two_stage", "uid", "uid_map", "warnings",
     )  # fmt: skip
 
@@ -116,6 +116,7 @@ class LaunchPlan:
         self.rlimits: tuple[tuple[int, int, int], ...] = ()
         self.filter: Program | None = None
         self.terminal = False
+        self.reaper = False  # --init: the program runs under a reaper of ours as process 1
         self.keeps_session = False
         self.preserve_fds: tuple[int, ...] = ()
         self.warnings: list[str] = []
@@ -433,6 +434,7 @@ def _plan_process(
     plan.environ = unique(process.get("env") or ())
     plan.uid = user.get("uid", 0)
     plan.terminal = process.get("terminal", False)
+    plan.reaper = bool(extra.get("init"))
     plan.rlimits = rlimits(process)
     sets = capability_sets(process.get("capabilities"))
     plan.filter = compile_filter(linux.get("seccomp"), sets.bounding, extra)

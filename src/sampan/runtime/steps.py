@@ -43,7 +43,7 @@ class Stage:
 
     __slots__ = (
         "born_inside", "channel", "console_socket", "executable", "handles", "manager", "now",
-        "null_fd", "preserved", "proc_fd", "root_fd", "start_listener", "stdio", "warnings",
+        "null_fd", "preserved", "proc_fd", "reaper_fd", "root_fd", "start_listener", "stdio", "warnings",
     )  # fmt: skip
 
     def __init__(self, channel: socket) -> None:
@@ -51,6 +51,7 @@ class Stage:
         self.root_fd = -1  # the container's root directory
         self.proc_fd = -1  # a verified procfs of the container's pid namespace
         self.null_fd = -1  # a verified /dev/null of the host
+        self.reaper_fd = -1  # with --init, the program that becomes process 1
         self.console_socket = -1  # where the pty master goes instead of the channel
         self.start_listener = -1  # `create`: a listening socket on which `start` will call
         self.stdio: tuple[int, ...] = (0, 1, 2)
