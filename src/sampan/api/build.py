@@ -13,6 +13,7 @@ from sampan.api.call import Call, header_json
 from sampan.api.progress import Report, progress_stream
 from sampan.api.router import Route, post
 from sampan.api.transfers import receive
+from sampan.build.prune import prune
 from sampan.build.verb import Builder, BuildRequest, build
 from sampan.errors import InvalidArgument
 from sampan.spec.engine.container import HostConfig, Ulimit
@@ -33,7 +34,17 @@ def routes(builder: Builder) -> tuple[Route, ...]:
         task.cancel()
         await call.empty(200)
 
-    return (post("/build", build_image), post("/build/cancel", cancel))
+    async def prune_cache(call: Call) -> None:
+        keep = call.number("reserved-space") or call.number("keep-storage") or 0
+        await call.json(
+            await prune(builder, call.filters(), everything=call.flag("all"), keep_bytes=keep)
+        )
+
+    return (
+        post("/build", build_image),
+        post("/build/cancel", cancel),
+        post("/build/prune", prune_cache),
+    )
 
 
 async def _build(builder: Builder, call: Call) -> None:
