@@ -45,9 +45,7 @@ async def commit(
     async with found.lock:
         if found.state.dead or found.state.removing:
             raise Conflict(f"You cannot commit container {found.id} which is Dead")
-        frozen = pause and found.is_running and not found.state.paused and found.shim is not None
-        if frozen and found.shim is not None:
-            await found.shim.call({"op": "pause"})
+        frozen = pause and await _freeze(found)
         try:
             image = await engine.run_blocking(
                 _commit, engine, found, repo, tag, comment, author, changes, config
@@ -66,6 +64,19 @@ async def commit(
         found.attributes(comment=comment, imageID=image.id, imageRef=name),
     )
     return IdResponse(id=image.id)
+
+
+async def _freeze(container: Container) -> bool:
+    """Hold a running container still; one that has just ended is still already."""
+    if not container.is_running or container.state.paused or container.shim is None:
+        return False
+    try:
+        await container.shim.call({"op": "pause"})
+    except SampanError:
+        if container.is_running and container.shim is not None:
+            raise
+        return False
+    return True
 
 
 def _commit(

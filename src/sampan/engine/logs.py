@@ -79,6 +79,9 @@ class LogStream:
     def _is_live(self) -> bool:
         return self._container.is_running or self._container.state.restarting
 
+    def _lives(self) -> bool:
+        return self._container.is_running or self._container.state.restarting
+
     def _open(self, path: str) -> LogReader:
         options = self._options
         wanted = (("stdout", options.stdout), ("stderr", options.stderr))

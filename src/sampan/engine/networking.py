@@ -159,13 +159,16 @@ def _links(engine: Engine, links: list[str], *, may_miss: bool = False) -> dict[
     found: dict[str, str] = {}
     for text in links:
         ref, _, alias = text.partition(":")
+        name = ref.removeprefix("/")
         try:
-            peer = engine.containers.find(ref)
+            target = engine.containers.find(ref).id
         except NotFound as error:
-            if may_miss:
-                continue
-            raise InvalidArgument(f"could not get container for {ref}: {error.message}") from None
-        found[alias.rpartition("/")[2] or ref.removeprefix("/")] = peer.id
+            if not may_miss:
+                raise InvalidArgument(
+                    f"could not get container for {ref}: {error.message}"
+                ) from None
+            target = name
+        found[alias.rpartition("/")[2] or name] = target
     return found
 
 

@@ -229,6 +229,7 @@ def cancel_restart(container: Container) -> None:
         task.cancel()
     if container.state.restarting:
         container.save_state(restarting=False)
+        container.answer_exit(container.state.exit_code)
 
 
 # -- auto-removal ----------------------------------------------------------------------------------
