@@ -144,7 +144,8 @@ def _takes_value(command: Command, word: str) -> bool:
 
 def _arguments(command: Command, words: list[str]) -> list[str]:
     """The words that are neither flags nor their values."""
-    found, skip = [], False
+    found: list[str] = []
+    skip = False
     for word in words:
         if skip:
             skip = False

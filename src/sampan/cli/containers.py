@@ -110,7 +110,8 @@ def update(session: Session, options: Options) -> int:
         )
     except Wrong as error:
         raise Failure(str(error)) from None
-    status, warnings = 0, []
+    status = 0
+    warnings: list[str] = []
     wrong: list[Failure] = []
     for name in options.args:
         try:
@@ -122,7 +123,7 @@ def update(session: Session, options: Options) -> int:
         warnings += (answer or {}).get("Warnings") or []
     for warning in warnings:
         out(warning)
-    for failure in wrong:
-        warn(failure.message)
+    for problem in wrong:
+        warn(problem.message)
         status = 1
     return status

@@ -198,7 +198,7 @@ def _into(
     else:
         source = absolute(source)
         directory, name = _remote_landing(source, options, path, exists, is_directory)
-        follow = options.flag("follow-link") or source.endswith("/.") or source.endswith("/")
+        follow = options.flag("follow-link") or source.endswith(("/.", "/"))
         counted = Counter(_packed(source, name, follow))
     client.call(
         "PUT",

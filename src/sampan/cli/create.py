@@ -143,7 +143,7 @@ def resources(options: Options) -> dict[str, Any]:
     requests = list(options.list("gpus"))
     if cdi:
         requests.append({"Driver": "cdi", "DeviceIDs": cdi})
-    made = {
+    return {
         "CpuShares": options.number("cpu-shares"),
         "Memory": options.number("memory"),
         "NanoCpus": options.number("cpus"),
@@ -174,7 +174,6 @@ def resources(options: Options) -> dict[str, Any]:
         "IOMaximumIOps": options.number("io-maxiops"),
         "IOMaximumBandwidth": options.number("io-maxbandwidth"),
     }
-    return made
 
 
 def _some(options: Options, name: str) -> list[Any] | None:

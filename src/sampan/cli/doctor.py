@@ -173,8 +173,6 @@ def user_namespaces() -> list[Finding]:
 
 def python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return Finding(BAD, f"Python {version}", "3.11 or newer is needed")
     return Finding(GOOD, f"Python {version} ({sys.executable})")
 
 

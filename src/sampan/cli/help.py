@@ -163,8 +163,8 @@ def root() -> str:
         for name, path in sorted(TOP.items())
         if name not in COMMON and not _command(path).hidden
     }
-    own = {name: help for name, help in rest.items() if _command(TOP[name]).own}
-    plain = {name: help for name, help in rest.items() if name not in own}
+    own = {name: text for name, text in rest.items() if _command(TOP[name]).own}
+    plain = {name: text for name, text in rest.items() if name not in own}
     from sampan.cli.main import GLOBAL_FLAGS
 
     return (

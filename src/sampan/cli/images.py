@@ -255,8 +255,8 @@ def rm(session: Session, options: Options) -> int:
                 if item.get("Deleted")
                 else f"Untagged: {item['Untagged']}"
             )
-    for failure in wrong:
-        warn(failure.message)
+    for problem in wrong:
+        warn(problem.message)
     fatal = any(not (isinstance(f, Refused) and f.code == 404) for f in wrong)
     return 1 if wrong and (fatal or not force) else 0
 

@@ -140,8 +140,8 @@ def show(options: Options, find: Find, references: list[str] | None = None) -> i
         emit(compact("[" + ",".join(out) + "]") + "\n")
     else:
         emit(wire.indent("[" + ",".join(out) + "]") + "\n")
-    for failure in wrong:
-        warn(failure.message)
+    for problem in wrong:
+        warn(problem.message)
     return 1 if wrong else 0
 
 
@@ -163,13 +163,11 @@ def rendered(template: Any, kind: str, text: str) -> str:
 
     value = wire.loads(text)
     try:
-        result: str = template.render(Cell(value, kind))
-        return result
+        return str(template.render(Cell(value, kind)))
     except TemplateError:
         pass
     try:
-        result = template.render(Cell(value), strict=True)
-        return result
+        return str(template.render(Cell(value), strict=True))
     except TemplateError as error:
         raise Failure(f"template parsing error: {error}") from None
 

@@ -46,7 +46,7 @@ def each(
                 return
             try:
                 done.put((number, _tried(own, names[number], ask)))
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 - a thread must not end without its answer
                 done.put((number, Failure(f"sampan: {error}")))
 
     session.connect().close()  # starts the engine where it must be, before many ask at once

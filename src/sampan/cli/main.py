@@ -12,7 +12,7 @@ import posix
 import sys
 
 from sampan.cli import args
-from sampan.cli.failures import Failure, Unreachable
+from sampan.cli.failures import Failure, Unreachable, Usage
 from sampan.cli.session import Session, getenv, warn
 from sampan.cli.tables.index import GROUPS, TOP
 
@@ -61,9 +61,9 @@ def main(argv: list[str]) -> int:
         session = session_of(options)
         where, options = resolve(options)
         if options.has("help"):
-            from sampan.cli import help
+            from sampan.cli.help import show
 
-            return help.show(options)
+            return show(options)
         return args.load(where.run)(session, options)
     except Failure as failure:
         return report(failure, where)
@@ -151,7 +151,7 @@ def _resolve_group(name: str, words: list[str]) -> tuple[Command, Options]:
     path = group.get(words[0])
     if path is None:
         if words[0].startswith("-"):
-            raise args.Usage(
+            raise Usage(
                 args.Options(args.Command(name, "", (0, 0), "", ""), name, {}), _unknown(words[0])
             )
         raise Failure(

@@ -12,6 +12,7 @@ from sampan.cli.session import emit, out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from sampan.cli.args import Options
@@ -165,7 +166,7 @@ def system(session: Session, options: Options) -> int:
     if not options.flag("force") and not confirmed(_system_warning(given, every, with_volumes)):
         raise Failure(status=0)
     total = 0
-    steps = [
+    steps: list[Callable[[], tuple[int, str]]] = [
         lambda: prune_containers(session, given),
         lambda: prune_networks(session, given),
         *([lambda: prune_volumes(session, given)] if with_volumes else []),

@@ -101,7 +101,12 @@ def _check(form: str) -> bool:
     asked: list[str] = []
     probe = row(Container({"Id": "", "Names": ["/"], "Created": 0}, True))
     size_of = probe.getters["Size"]
-    probe.getters["Size"] = lambda: (asked.append("Size"), size_of())[1]
+
+    def noted() -> str:
+        asked.append("Size")
+        return str(size_of())
+
+    probe.getters["Size"] = noted
     if form == "raw":
         return False
     check(

@@ -178,7 +178,9 @@ def _ssh(rest: str) -> _socket.socket:
     ours, theirs = socket.socketpair()
     try:
         subprocess.Popen(
-            [*words, "-o", "ConnectTimeout=30", "--", name, program], stdin=theirs, stdout=theirs
+            [*words, "-o", "ConnectTimeout=30", "--", name, program],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
         )
     except OSError as error:
         raise Unreachable(f"error during connect: ssh: {(error.strerror or '').lower()}") from None

@@ -202,13 +202,12 @@ def _post_create(session: Session, options: Options, body: dict[str, Any]) -> di
     query = {"name": options.text("name"), "platform": platform_of(options)}
     try:
         made: dict[str, Any] = client.post("/containers/create", query=query, body=body)
-        return made
     except Refused as refused:
         if refused.code != 404 or options.text("pull") not in ("missing", ""):
             raise
         _pull_missing(session, options, refused)
         made = client.post("/containers/create", query=query, body=body)
-        return made
+    return made
 
 
 def platform_of(options: Options) -> str:

@@ -169,9 +169,9 @@ def _loop(connection: Any, output: Output, stdin: bool, keys: DetachKeys | None)
     ended = not stdin
     while True:
         for ready, happened in poller.poll():
-            if ready == fd and happened & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                if not _receive(connection, output):
-                    return
+            arrived = happened & (select.POLLIN | select.POLLHUP | select.POLLERR)
+            if ready == fd and arrived and not _receive(connection, output):
+                return
             if ready == fd and happened & select.POLLOUT and pending:
                 pending = _send(connection, pending)
                 if not pending:
@@ -246,7 +246,7 @@ def check_terminal(*, attach_stdin: bool, tty: bool) -> None:
 
 def watch_size(client: Client, path: str) -> None:
     """Tell the engine the window's size, now and whenever it changes."""
-    import _signal
+    import _signal  # type: ignore[import-not-found]
 
     from sampan.cli.terminal import size
 

@@ -13,6 +13,10 @@ from sampan.cli.failures import Failure
 from sampan.cli.govalues import Row, TemplateError
 from sampan.cli.session import emit
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def columns(lines: list[str], *, least: int = 10, gap: int = 3) -> str:
     """Lines with cells that end in tabs, aligned."""
@@ -83,7 +87,10 @@ def header_row(headers: dict[str, str]) -> Row:
     def label(name: str) -> str:
         return name.rsplit(".", 1)[-1].replace("-", " ").replace("_", " ")
 
-    getters = {name: (lambda title=title: title) for name, title in headers.items()}
+    def constant(title: str) -> Callable[[], str]:
+        return lambda: title
+
+    getters = {name: constant(title) for name, title in headers.items()}
     return Row("formatter.SubHeaderContext", getters, {"Label": label}, lenient=True)
 
 

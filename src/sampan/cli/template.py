@@ -474,7 +474,7 @@ def describe(node: Node) -> str:
     if kind == "field":
         return "".join(f".{name}" for name in node[1])
     if kind == "var":
-        return node[1] + "".join(f".{name}" for name in node[2])
+        return f"{node[1]}" + "".join(f".{name}" for name in node[2])
     if kind == "chain":
         return describe(node[1]) + "".join(f".{name}" for name in node[2])
     if kind == "func":

@@ -401,12 +401,12 @@ def _formatted(flags: str, verb: str, value: Any) -> str:
         if verb == "s" and (number or isinstance(value, bool)):
             shown = f"%!s({govalues.go_type(value)}={shown})"
         if verb == "v" and number and "0" in flags[:1]:
-            return str("%" + flags + "d") % value
-        return str("%" + flags.replace("#", "").replace("+", "") + "s") % shown
+            return f"{int(value):{flags}d}"
+        return _padded(shown, flags)
     if verb == "q" and isinstance(value, str):
-        return str("%" + flags + "s") % quote(value)
+        return _padded(quote(value), flags)
     if verb == "t" and isinstance(value, bool):
-        return str("%" + flags + "s") % ("true" if value else "false")
+        return _padded("true" if value else "false", flags)
     if verb in "xX" and isinstance(value, str):
         digits = value.encode("utf-8", "surrogateescape").hex()
         return digits.upper() if verb == "X" else digits
@@ -421,6 +421,15 @@ def _formatted(flags: str, verb: str, value: Any) -> str:
     return f"%!{verb}({govalues.go_type(value)}={show(value)})"
 
 
+def _padded(text: str, flags: str) -> str:
+    """Width and precision of %s: '-10', '10', '.3'."""
+    width, _, precision = flags.strip("+# 0").partition(".")
+    if precision.isdigit():
+        text = text[: int(precision)]
+    room = int(width.lstrip("-") or 0)
+    return text.ljust(room) if width.startswith("-") else text.rjust(room)
+
+
 def _title(value: Any) -> str:
     """Every word's first letter large, the rest as it is."""
     out, fresh = [], True
@@ -431,8 +440,8 @@ def _title(value: Any) -> str:
 
 
 def _pad(text: Any, before: int, after: int) -> str:
-    text = _text(text)
-    return " " * before + text + " " * after if text else text
+    shown = _text(text)
+    return " " * before + shown + " " * after if shown else ""
 
 
 def _truncate(text: Any, length: int) -> str:

@@ -35,9 +35,9 @@ def parse(text: str) -> int:
     """RFC 3339 with any precision, or a prefix of it in local time: nanoseconds since 1970."""
     body, offset = _zone(text)
     date, _, clock = body.replace("t", "T").partition("T")
-    year, month, day = (int(part) for part in (date.split("-") + ["1", "1"])[:3])
+    year, month, day = (int(part) for part in [*date.split("-"), "1", "1"][:3])
     clock, _, fraction = clock.partition(".")
-    hour, minute, second = (int(part or 0) for part in (clock.split(":") + ["0", "0"])[:3])
+    hour, minute, second = (int(part or 0) for part in [*clock.split(":"), "0", "0"][:3])
     if not (1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second < 61):
         raise ValueError(text)
     if len(date.split("-")) > 3 or (fraction and not fraction.isdigit()):

@@ -90,7 +90,8 @@ def cpus(text: str) -> int:
             raise ValueError
     except ValueError:
         raise ValueError(f"failed to parse {text} as a rational number") from None
-    nano, rest = divmod(numerator * 10**9, denominator * 10**scale)
+    parts: int = 10**scale
+    nano, rest = divmod(numerator * 1_000_000_000, denominator * parts)
     if rest:
         raise ValueError("value is too precise")
     return nano
@@ -273,9 +274,9 @@ def device_rule(text: str) -> str:
         kind, numbers, access = parts
         major, colon, minor = numbers.partition(":")
         whole = all(n == "*" or n.isdigit() for n in (major, minor))
-        if kind in ("a", "b", "c") and colon and whole and 0 < len(access) < 4:
-            if not access.strip("rwm"):
-                return text
+        allowed = 0 < len(access) < 4 and not access.strip("rwm")
+        if kind in ("a", "b", "c") and colon and whole and allowed:
+            return text
     raise ValueError(f"invalid device cgroup format '{text}'")
 
 

@@ -29,7 +29,7 @@ class _Settings:
     memo: dict[str, str] = {}
 
 
-_scan: Callable[[str, int], tuple[Any, int]] = make_scanner(_Settings)
+_scan: Callable[[str, int], tuple[Any, int]] = make_scanner(_Settings)  # type: ignore[arg-type]
 _encode: Callable[[object, int], tuple[str, ...]] = make_encoder(
     None, _refuse, encode_basestring, None, ":", ",", False, False, False
 )
