@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sampan import __version__
-from sampan.api import build, containers, images, networks, streams, swarm, system, volumes
+from sampan.api import (
+    build,
+    containers,
+    extensions,
+    images,
+    networks,
+    streams,
+    swarm,
+    system,
+    volumes,
+)
 from sampan.api.http import Connection, HttpServer
 from sampan.api.router import NEWEST, Route, Router, dotted, parse_version
 from sampan.api.tls import TlsProtocol
@@ -40,9 +50,10 @@ SOCKET_MODE = 0o660
 
 log = logging.getLogger("sampan.api")
 
-# swarm first: its longer patterns under /containers and /volumes must win over the short ones.
+# First those whose longer patterns under /containers and /volumes must win over the short ones.
 ROUTES: tuple[Route, ...] = (
     *swarm.ROUTES,
+    *extensions.ROUTES,
     *streams.ROUTES,
     *containers.ROUTES,
     *images.ROUTES,

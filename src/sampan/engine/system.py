@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from sampan import __version__
 from sampan.engine import image_views, views, volumes
+from sampan.errors import Internal
 from sampan.images import remote
 from sampan.images.auth import Credentials
 from sampan.spec.engine.container import ContainerSummary
@@ -286,6 +287,24 @@ def _layers_size(engine: Engine) -> int:
 
 
 # -- login -----------------------------------------------------------------------------------------
+
+
+async def verify(engine: Engine, progress: Callable[[dict[str, Any]], None]) -> None:
+    """Read every blob of the image store again; what is not what its name says is moved out of the way."""
+
+    def read_all() -> tuple[int, list[str]]:
+        damaged = []
+        for fault in engine.blobs.verify():
+            engine.blobs.quarantine(fault.digest)
+            damaged.append(fault.digest)
+        return sum(1 for _ in engine.blobs.walk()), damaged
+
+    count, damaged = await engine.run_blocking(read_all)
+    for digest in damaged:
+        progress({"stream": f"Damaged: {digest} (put aside; pull or load its image again)\n"})
+    progress({"stream": f"{count} blobs are intact\n"})
+    if damaged:
+        raise Internal(f"{len(damaged)} damaged blobs were put aside")
 
 
 async def auth(engine: Engine, request: AuthRequest) -> AuthResponse:

@@ -13,6 +13,7 @@ import msgspec
 
 from sampan import ids
 from sampan.engine.filters import Filters, accepts_labels, check_filters, one_bool
+from sampan.engine.pipes import ByteInlet, ByteOutlet
 from sampan.engine.records import ContainerRecord, MountRecord
 from sampan.errors import Conflict, InvalidArgument, NotFound
 from sampan.spec.engine.volume import (
@@ -70,6 +71,26 @@ def _body(record: VolumeRecord, usage: VolumeUsage | None = None) -> Volume:
 
 async def inspect_volume(engine: Engine, name: str) -> Volume:
     return _body(engine.volumes.get(name))
+
+
+async def export_volume(engine: Engine, name: str) -> ByteOutlet:
+    """What the volume holds, as a tar that `import_volume` restores."""
+    engine.volumes.get(name)
+
+    def produce(outlet: ByteOutlet) -> None:
+        for piece in engine.volumes.export_tar(name):
+            outlet.write(piece)
+
+    return ByteOutlet().start(engine.pool, produce)
+
+
+async def import_volume(engine: Engine, name: str, source: ByteInlet) -> None:
+    """Unpack a tar over what the volume holds."""
+    engine.volumes.get(name)
+    try:
+        await engine.run_blocking(engine.volumes.import_tar, name, source)
+    finally:
+        source.close()
 
 
 async def list_volumes(engine: Engine, filters: Filters) -> VolumeList:

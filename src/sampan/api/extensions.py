@@ -1,0 +1,74 @@
+"""What Docker's API does not have: ports of running containers, volumes as archives, a check of the store.
+
+The paths are beside Docker's own, so that a client of ours can tell by "page not found" that it talks to
+another engine.
+"""
+
+from __future__ import annotations
+
+from sampan.api.call import Call
+from sampan.api.progress import Report, progress_stream
+from sampan.api.router import Route, delete, get, post
+from sampan.api.transfers import receive, send_outlet
+from sampan.engine import ports, system, volumes
+from sampan.errors import InvalidArgument, Unsupported
+from sampan.spec.engine.container import PortBinding
+from sampan.spec.engine.wire import Body, sent
+
+TAR = "application/x-tar"
+
+
+class PublishRequest(Body, frozen=True, kw_only=True):
+    """POST /containers/{id}/ports."""
+
+    port_bindings: dict[str, list[PortBinding]] = sent(dict)
+
+
+class PublishResponse(Body, frozen=True, kw_only=True):
+    ports: dict[str, list[PortBinding]]
+
+
+async def publish_ports(call: Call) -> None:
+    request = await call.body(PublishRequest)
+    bound = await ports.publish(call.engine, call.id, request.port_bindings)
+    await call.json(PublishResponse(ports=bound))
+
+
+async def unpublish_port(call: Call) -> None:
+    port = call.text("port")
+    if not port:
+        raise InvalidArgument("which port is to be taken back? (port=80/tcp)")
+    await ports.unpublish(call.engine, call.id, port)
+    await call.empty()
+
+
+async def cannot_mount(call: Call) -> None:
+    raise Unsupported("mounts of a running container cannot be changed: make it anew with --mount")
+
+
+async def export_volume(call: Call) -> None:
+    await send_outlet(call, await volumes.export_volume(call.engine, call.id), TAR)
+
+
+async def import_volume(call: Call) -> None:
+    async with receive(call.request.body) as source:
+        await volumes.import_volume(call.engine, call.id, source)
+    await call.empty(200)
+
+
+async def verify_store(call: Call) -> None:
+    async def verb(report: Report) -> None:
+        await system.verify(call.engine, report)
+
+    await progress_stream(call, verb)
+
+
+ROUTES: tuple[Route, ...] = (
+    post("/containers/{id}/ports", publish_ports),
+    delete("/containers/{id}/ports", unpublish_port),
+    post("/containers/{id}/mounts", cannot_mount),
+    delete("/containers/{id}/mounts", cannot_mount),
+    get("/volumes/{id}/export", export_volume),
+    post("/volumes/{id}/import", import_volume),
+    post("/system/verify", verify_store),
+)
