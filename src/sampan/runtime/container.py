@@ -55,11 +55,12 @@ def check_id(container_id: str) -> None:
     """Names a directory of ours: runc's letters, and no way up."""
     if not container_id:
         raise InvalidArgument("container id cannot be empty")
-    if (
-        len(container_id) > 1024
-        or not set(container_id) <= _ID_LETTERS
-        or container_id in (".", "..")
-    ):
+    for letter in container_id:
+        if letter not in _ID_LETTERS:
+            raise InvalidArgument(
+                f'invalid container ID format: invalid character "{letter}" in container ID'
+            )
+    if container_id.startswith(".") or len(container_id) > 255:  # dot names are files of our own
         raise InvalidArgument("invalid container ID format")
 
 

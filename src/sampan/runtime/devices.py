@@ -11,6 +11,7 @@ import posix
 
 from sampan.linux import constants as c
 from sampan.linux import mounts as m
+from sampan.linux.fds import close_quietly
 from sampan.linux.paths import (
     S_IFCHR,
     S_IFDIR,
@@ -61,11 +62,14 @@ DEFAULT_RULES: tuple[dict[str, object], ...] = (
     {"allow": True, "type": "c", "major": 5, "minor": 2, "access": "rwm"},  # ptmx
 )
 
+BOUND = c.MOUNT_ATTR_NOSUID | c.MOUNT_ATTR_NOEXEC  # of a node that is a mount
+
 Node = tuple[str, int, int, int, int, int]  # path, mode with type, major, minor, uid, gid
 
 
 def make_nodes(stage: Stage, nodes: tuple[Node, ...], bind: bool) -> None:
     """The device nodes, by mknod; in a user namespace, where mknod is refused, as binds of the host's."""
+    posix.close(open_dev(stage))
     for path, mode, major, minor, uid, gid in nodes:
         if bind:
             _bind_node(stage, path)
@@ -75,6 +79,39 @@ def make_nodes(stage: Stage, nodes: tuple[Node, ...], bind: bool) -> None:
             _make_node(stage, parent, name, path, mode, posix.makedev(major, minor), uid, gid)
         finally:
             posix.close(parent)
+
+
+def premade(nodes: tuple[Node, ...], uid_map: bytes, gid_map: bytes) -> dict[str, int]:
+    """For a user namespace, by its parent: nodes on a small tmpfs of our making, each as a detached mount.
+
+    Inside the namespace mknod is refused, and the host's own nodes may lack what the spec asks for.
+    """
+    flags = BOUND
+    tree = m.new_filesystem("tmpfs", ["mode=755", "size=4k", "nr_inodes=256"], flags, source="dev")
+    made: dict[str, int] = {}
+    try:
+        for number, (path, mode, major, minor, uid, gid) in enumerate(nodes):
+            name = str(number)
+            posix.mknod(name, mode, posix.makedev(major, minor), dir_fd=tree)
+            posix.chmod(name, mode & 0o7777, dir_fd=tree)
+            owner, group = outside(uid_map, uid), outside(gid_map, gid)
+            posix.chown(name, owner, group, dir_fd=tree, follow_symlinks=False)
+            made["device:" + path] = m.clone_tree(name, dirfd=tree)
+    except OSError:
+        close_quietly(*made.values())
+        return {}  # before Linux 6.15 a detached mount cannot be copied: init binds the host's nodes
+    finally:
+        posix.close(tree)
+    return made
+
+
+def outside(id_map: bytes, inside: int) -> int:
+    """The host's number of an id of the namespace; root's when it has none."""
+    for line in id_map.splitlines():
+        first, host, count = map(int, line.split())
+        if first <= inside < first + count:
+            return host + inside - first
+    return 0
 
 
 def _parent(stage: Stage, path: str) -> tuple[int, str]:
@@ -107,6 +144,8 @@ def _bind_node(stage: Stage, path: str) -> None:
     """The host's node of the same name (runc and crun do so too)."""
     handle = stage.handles.get("device:" + path, -1)
     tree = handle if handle >= 0 else m.clone_tree(path)
+    if handle < 0:
+        m.set_attributes(tree, BOUND)
     place = create_in_root(stage.root_fd, path, 0o666)
     m.attach(tree, place)
     posix.close(place)
@@ -115,8 +154,13 @@ def _bind_node(stage: Stage, path: str) -> None:
 
 
 def open_dev(stage: Stage) -> int:
-    """The container's /dev itself; made when missing, refused when a symlink leads elsewhere by name."""
-    return mkdir_all_in_root(stage.root_fd, "/dev")
+    """The container's /dev itself, made when missing. A symlink is refused: nodes belong in one place."""
+    fd = mkdir_all_in_root(stage.root_fd, "/dev")
+    there = posix.stat("dev", dir_fd=stage.root_fd, follow_symlinks=False)
+    if there.st_mode & S_IFMT == S_IFLNK:
+        posix.close(fd)
+        raise OSError(EINVAL, "is a symbolic link", "/dev")
+    return fd
 
 
 def make_links(stage: Stage) -> None:

@@ -25,7 +25,7 @@ from sampan.linux.idmap import namespace_with_maps, write_maps
 from sampan.linux.procfs import start_time
 from sampan.linux.syscalls import clone3, pidfd_open, pidfd_send_signal, prlimit, setns, unshare
 
-from . import channel, hooks
+from . import channel, devices, hooks
 from .channel import InitGone, LaunchError, describe_error
 from .init import run_init
 from .notify import hand_over
@@ -171,6 +171,9 @@ class Launch:
                 raise LaunchError(f"open {path}: {text}", step=name, errno=number) from error
         if self.plan.netns_fd >= 0:
             handles["namespace:network"] = posix.dup(self.plan.netns_fd)
+        if self.plan.premade_nodes:
+            plan = self.plan
+            handles.update(devices.premade(plan.premade_nodes, plan.uid_map, plan.gid_map))
         for name, uid_map, gid_map, recursive in self.plan.idmaps:
             namespace = namespace_with_maps(uid_map, gid_map)
             try:

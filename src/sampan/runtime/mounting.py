@@ -514,6 +514,10 @@ def open_null(stage: Stage) -> None:
     stage.null_fd = fd
 
 
+# What covers a masked file. Not MS_NODEV: it is a device, and reading it must give end of file.
+_MASK = c.MOUNT_ATTR_RDONLY | c.MOUNT_ATTR_NOSUID | c.MOUNT_ATTR_NOEXEC
+
+
 def mask(stage: Stage, paths: tuple[str, ...], label: str) -> None:
     """Hide files under the null device and directories under one empty read-only tmpfs."""
     empty = -1
@@ -524,6 +528,7 @@ def mask(stage: Stage, paths: tuple[str, ...], label: str) -> None:
             continue
         if posix.fstat(place).st_mode & S_IFMT != S_IFDIR:
             tree = m.clone_tree("", dirfd=stage.null_fd)
+            m.set_attributes(tree, _MASK)
         elif empty < 0:
             # Attached first and copied later: kernels before 6.15 copy only what is in our mount tree.
             empty = _empty_directory(label)

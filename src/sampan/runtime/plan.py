@@ -80,7 +80,7 @@ class LaunchPlan:
     __slots__ = (
         "annotations", "args", "before", "bundle", "cgroup_driver", "cgroup_path", "clone_flags",
         "container_id", "environ", "filter", "finish", "first", "gid_map", "hooks", "hooks_at_start",
-        "idmaps", "keeps_session", "maps_ids", "net_devices", "netns_fd", "oci_version", "opens", "preserve_fds", "reaper", "resources",
+        "idmaps", "keeps_session", "maps_ids", "net_devices", "netns_fd", "oci_version", "opens", "premade_nodes", "preserve_fds", "reaper", "resources",
         "rlimits", "rootfs", "rootless", "terminal", "two_stage", "uid", "uid_map", "warnings",
     )  # fmt: skip
 
@@ -104,6 +104,9 @@ class LaunchPlan:
         self.idmaps: list[
             tuple[str, bytes, bytes, bool]
         ] = []  # (handle, uid map, gid map, recursive)
+        self.premade_nodes: tuple[
+            Any, ...
+        ] = ()  # device nodes that the parent makes for a user namespace
         self.net_devices: dict[str, Any] = {}
         self.first: tuple[Step, ...] = ()  # steps before new namespaces are final (see two_stage)
         self.before: tuple[Step, ...] = ()
@@ -541,6 +544,8 @@ def finish_steps(
         else [Step("install the seccomp filter", security.install_filter, program)]
     )
     steps.append(Step("bound the capabilities", security.bound_capabilities, sets.bounding, last))
+    if uid or gid:
+        steps.append(Step("give the user its standard streams", security.give_stdio, uid, gid))
     steps.append(
         Step(
             f"become user {uid}:{gid}",

@@ -254,7 +254,7 @@ def _device_steps(plan: LaunchPlan, spec: Spec, namespaces: Namespaces) -> list[
         nodes[node[0]] = node
     bind = "user" in namespaces.kinds
     if bind and not plan.rootless:
-        plan.opens += [("device:" + path, "tree", path) for path in nodes]
+        plan.premade_nodes = tuple(nodes.values())
     return [
         Step(
             "make device nodes",

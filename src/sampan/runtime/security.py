@@ -12,7 +12,7 @@ from __future__ import annotations
 import posix
 
 from sampan.linux import constants as c
-from sampan.linux.paths import open_in_proc, write_file, write_in_proc
+from sampan.linux.paths import S_IFCHR, S_IFMT, open_in_proc, write_file, write_in_proc
 from sampan.linux.process import reset_signals, set_parent_death_signal
 from sampan.linux.syscalls import (
     capget,
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from .seccomp_cache import Program
     from .steps import Stage
 
-EPERM, EINVAL, ENOSYS, EACCES, EDQUOT = 1, 22, 38, 13, 122
+EPERM, EINVAL, ENOSYS, EACCES, EDQUOT, EBADF, EROFS = 1, 22, 38, 13, 122, 9, 30
+S_IFBLK = 0o060000
 
 
 def set_rlimits(stage: Stage, limits: tuple[tuple[int, int, int], ...]) -> None:
@@ -155,6 +156,22 @@ def bound_capabilities(stage: Stage, keep: int, last: int) -> None:
             except OSError as error:
                 if error.errno != EINVAL:  # EINVAL: this kernel ends earlier
                     raise
+
+
+def give_stdio(stage: Stage, uid: int, gid: int) -> None:
+    """The user may open /dev/stdout again: pipes, sockets and files on 0, 1, 2 become theirs (runc, crun).
+
+    Devices stay as they are: they are the host's, /dev/null above all.
+    """
+    for fd in (0, 1, 2):
+        try:
+            status = posix.fstat(fd)
+            if status.st_mode & S_IFMT not in (S_IFCHR, S_IFBLK) and status.st_uid != uid:
+                posix.chown(fd, uid, gid)
+        except OSError as error:
+            # closed, of a filesystem without owners, read-only, or not ours to give
+            if error.errno not in (EBADF, EPERM, EINVAL, EROFS):
+                raise
 
 
 def become_user(

@@ -474,7 +474,7 @@ def _check_sysctls(spec: Any) -> None:
                 raise InvalidArgument(
                     f'linux.sysctl: sysctl "{name}" is not allowed in the hosts uts namespace'
                 )
-            if spec.get("domainname"):
+            if spec.get("domainname") not in (None, "", linux["sysctl"][name]):
                 raise InvalidArgument(
                     f'linux.sysctl: sysctl "{name}" is not allowed as it conflicts with the OCI "domainname" field'
                 )
@@ -495,7 +495,7 @@ def _check_sysctls(spec: Any) -> None:
 
 def _check_memory_policy(spec: Any) -> None:
     policy = (spec.get("linux") or {}).get("memoryPolicy")
-    if not policy:
+    if policy is None:
         return
     mode = policy.get("mode")
     if mode not in c.MPOL_MODES:
