@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import _socket
 import posix
+import select
 
 from sampan.linux import constants as c
 from sampan.linux import mounts as m
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .plan import LaunchPlan
 
 SIGKILL = 9
+_REAP_MS = 5000
 
 
 class Child:
@@ -67,10 +69,13 @@ class Child:
         self.reap()
 
     def reap(self) -> int:
-        """Wait; the shell's exit code, or -1 when somebody else reaped it."""
+        """Wait; the shell's exit code, or -1 when it is for somebody else to reap."""
         try:
             result = posix.waitid(posix.P_PIDFD, self.pidfd, posix.WEXITED)
         except ChildProcessError:
+            end = select.poll()
+            end.register(self.pidfd, select.POLLIN)
+            end.poll(_REAP_MS)
             return -1
         if result is None:
             return -1
@@ -88,8 +93,11 @@ class Launch:
         cgroup: Manager | None = None,
         console_socket: int = -1,
         start_listener: int = -1,
+        sibling: bool = False,
     ) -> None:
+        """With `sibling` the container becomes a child of our parent, who reaps it (the shim's starter)."""
         self.plan = plan
+        self.sibling = sibling
         self.stdio = () if plan.terminal else stdio
         self.cgroup = cgroup
         self.console_socket = console_socket
@@ -196,7 +204,12 @@ class Launch:
         came_from = self._enter_pid_namespace(handles)
         try:
             flags = 0 if plan.two_stage else plan.clone_flags
-            pid, pidfd = clone3(flags, cgroup_fd=cgroup_fd, pidfd=True)
+            if self.sibling:  # which signal its end sends is then our parent's affair: clone(2)
+                pid, pidfd = clone3(
+                    flags | c.CLONE_PARENT, cgroup_fd=cgroup_fd, pidfd=True, exit_signal=0
+                )
+            else:
+                pid, pidfd = clone3(flags, cgroup_fd=cgroup_fd, pidfd=True)
             if pid == 0:
                 self._be_child(theirs, handles, cgroup_fd >= 0)
         finally:
@@ -296,10 +309,16 @@ class Launch:
             raise channel.parse_failure(text)
         if kind == b"":
             code = self._made().reap()
-            if code == 128 + SIGKILL:
+            if code == 128 + SIGKILL or (code < 0 and self._was_oom_killed()):
                 raise InitGone("container init was OOM-killed (memory limit too low?)")
             raise InitGone(f"container init ended unexpectedly with exit status {code}")
         raise LaunchError(f"unexpected message {kind!r} from init")
+
+    def _was_oom_killed(self) -> bool:
+        try:
+            return self.cgroup is not None and self.cgroup.oom_kills() > 0
+        except OSError:
+            return False
 
     def _set_rlimits(self) -> None:
         """From outside, at the last moment: a small limit must not hit our own preparations, and the right to
@@ -320,7 +339,7 @@ class Launch:
         try:
             channel.send(sock, channel.START)
             child = self._made()
-            await_execution(sock, child.pidfd, hooks.state_of(self.plan, "created", child.pid))
+            await_execution(sock, child.pidfd, hooks.state_of(self.plan, "creating", child.pid))
         except LaunchError:
             self.undo()
             raise

@@ -1,7 +1,7 @@
-"""The container of a shim, from Launch to Gone.
+"""The container of a shim, from what the starter hands over to Gone.
 
-    launch      log, stdio, runtime.Launch.create, mount namespace held, start          -> state.json, reply
-    running     kill, pause, update ... (orders.py); output pumped (stdio.py); execs (execs.py)
+    adopt       pids and descriptors from the starter; log, streams, clients            -> state.json, reply
+    running     kill, pause, update ...; output pumped (stdio.py); execs (execs.py)
     ended       process 1 reaped, output drained, exit.json written                     -> event "exit"
     torn down   mounts let go, cgroup removed                                           -> event "gone"
 
@@ -12,23 +12,24 @@ against 8.8 (performance 0.3). The price: the same upper directory must not be u
 
 from __future__ import annotations
 
+import binascii
 import posix
-import struct
 import time
 
 from sampan import errors
+from sampan.cgroups.manager import open_manager
+from sampan.cgroups.watch import OomWatch
 from sampan.linux import constants as c
 from sampan.linux import fastjson, procfs
 from sampan.linux.fds import close_quietly
 from sampan.linux.paths import replace_file
 from sampan.linux.process import decode_status
-from sampan.linux.syscalls import ioctl, pidfd_send_signal
-from sampan.runtime.channel import LaunchError
-from sampan.runtime.launch import Launch
-from sampan.runtime.plan import make_plan
+from sampan.linux.syscalls import pidfd_send_signal
+from sampan.runtime.seccomp_cache import Program
 from sampan.shim import protocol
 from sampan.shim.logread import LogReader
-from sampan.shim.logs import LineLog, open_log
+from sampan.shim.logs import LineLog, NoLog, open_log
+from sampan.shim.pipes import set_window_size
 from sampan.shim.stdio import Client, Streams
 
 TYPE_CHECKING = False
@@ -37,58 +38,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sampan.cgroups.manager import Manager
-    from sampan.cgroups.watch import OomWatch
-    from sampan.runtime.plan import LaunchPlan
-    from sampan.runtime.seccomp_cache import Program
     from sampan.shim.loop import Loop
 
     Message = dict[str, Any]
 
-_TIOCSWINSZ = 0x5414  # asm-generic/ioctls.h
 _DRAIN_S = 2.0  # how long an exit waits for output that does not end, as in moby daemon/monitor.go
 _STALL_S = 60.0  # how long an ended container keeps a client that does not read
 _CGROUP_TRIES = 50
-
-
-class Pipes:
-    """The pipes of a process without a tty: its ends and ours."""
-
-    def __init__(self, *, stdin: bool, output: bool = True) -> None:
-        self.outputs: dict[int, str] = {}
-        self.stdin = -1
-        theirs: list[int] = []
-        try:
-            if stdin:
-                reader, self.stdin = posix.pipe2(posix.O_CLOEXEC)
-                theirs.append(reader)
-            else:
-                theirs.append(posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC))
-            for name in ("stdout", "stderr"):
-                if output:
-                    reader, writer = posix.pipe2(posix.O_CLOEXEC)
-                    self.outputs[reader] = name
-                    theirs.append(writer)
-                else:
-                    theirs.append(posix.open("/dev/null", posix.O_WRONLY | posix.O_CLOEXEC))
-        except OSError:
-            close_quietly(*theirs)
-            self.close_ours()
-            raise
-        self.theirs = (theirs[0], theirs[1], theirs[2])
-
-    def close_theirs(self) -> None:
-        close_quietly(*self.theirs)
-        self.theirs = (-1, -1, -1)
-
-    def close_ours(self) -> None:
-        close_quietly(self.stdin, *self.outputs)
-        self.stdin = -1
-        self.outputs = {}
-
-
-def set_window_size(fd: int, height: int, width: int) -> None:
-    size = bytearray(struct.pack("HHHH", height & 0xFFFF, width & 0xFFFF, 0, 0))
-    ioctl(fd, _TIOCSWINSZ, bytes(size))
 
 
 def make_client(attach: Message, fds: list[int]) -> Client:
@@ -105,15 +61,23 @@ def make_client(attach: Message, fds: list[int]) -> Client:
         stderr=bool(attach.get("stderr")),
         framed=bool(attach.get("framed")),
         detach_keys=bytes(attach.get("detach_keys") or ()),
-        preread=_decode_base64(preread),
+        preread=binascii.a2b_base64(preread),
         name=str(attach.get("name", "")),
     )
 
 
-def _decode_base64(text: str) -> bytes:
-    import binascii  # built in, or loaded by logformat
-
-    return binascii.a2b_base64(text) if text else b""
+def unpack_filter(packed: Message | None) -> Program | None:
+    """The compiled seccomp filter that the starter used, for the execs."""
+    if packed is None:
+        return None
+    return Program(
+        instructions=binascii.a2b_base64(packed["instructions"]),
+        flags=packed["flags"],
+        uses_notify=packed["uses_notify"],
+        listener_path=packed["listener_path"],
+        listener_metadata=packed["listener_metadata"],
+        unknown=(),
+    )
 
 
 class Container:
@@ -122,125 +86,81 @@ class Container:
     def __init__(
         self,
         loop: Loop,
-        request: Message,
+        share: Message,
         *,
         notify: Callable[[Message], None],
         on_gone: Callable[[], None],
     ) -> None:
         self.loop = loop
-        self.id = str(request["id"])
-        self.directory = str(request["dir"])
+        self._share = share
+        self.id = str(share["id"])
+        self.directory = str(share["dir"])
         self.notify = notify
         self._on_gone = on_gone
         self.status = "created"
-        self.tty = bool(request.get("tty"))
-        self.stdin_once = bool(request.get("stdin_once"))
-        self.log_request: Message = request.get("log") or {"driver": "none"}
-        self.cgroup_request: Message = request.get("cgroup") or {}
+        self.tty = bool(share.get("tty"))
+        self.stdin_once = bool(share.get("stdin_once"))
+        self.log_request: Message = share.get("log") or {"driver": "none"}
+        self.cgroup_request: Message = share.get("cgroup") or {}
+        self.spec: Any = share["spec"]
+        self.filter = unpack_filter(share.get("filter"))
         self.pid = 0
         self.start_time = 0
         self.started_at = 0
         self.exit: Message | None = None
-        self.warnings: list[str] = []
         self.oom_killed = False
         self.master = -1
         self.pidfd = -1
         self.streams = Streams(loop)
-        self.spec: Any = {}
-        self.filter: Program | None = None
-        self._cgroup: Manager | None = None
+        self._manager: Manager | None = None
         self._oom: OomWatch | None = None
         self._oom_kills = 0
         self._mounts = -1
         self._log: Any = None
         self._ended_status: int | None = None
         self._finished_at = 0
-        self._shares_pids = False
+        self._shares_pids = bool(share.get("shares_pids"))
 
-    # --- launch ------------------------------------------------------------------------------------------------
+    # --- beginning ---------------------------------------------------------------------------------------------
 
-    def launch(self, request: Message, fds: list[int]) -> Message:
-        """Make and start it; protocol.Started. On failure everything is undone and the reason raised."""
-        pipes: Pipes | None = None
-        starter: Launch | None = None
+    def adopt(self, fds: list[int]) -> Message:
+        """Take over what the starter made; protocol.Started. Descriptors that are kept become -1 in `fds`."""
+        share, places = self._share, self._share["places"]
+
+        def take(name: str) -> int:
+            place = places.get(name, -1)
+            if place < 0:
+                return -1
+            fd: int = fds[place]
+            fds[place] = -1
+            return fd
+
+        started: Message = share["started"]
+        self.pid, self.start_time = started["pid"], started["start_time"]
+        self.started_at = started["started_at"]
+        self.pidfd, self._mounts, self.master = take("pidfd"), take("mounts"), take("master")
+        outputs = {take(name): name for name in ("stdout", "stderr") if name in places}
+        stdin = take("stdin")
+        self.status = "running"
+        self._take_oom_watch(take("oom"))
+        self._open_log()
+        self.streams = self._make_streams()
+        for attach in share.get("attach") or ():
+            self._add_client(attach, fds)
+        if self.master >= 0:
+            outputs = {self.master: "stdout"}
+            stdin = self.master if share.get("open_stdin") else -1
+        self.streams.open(outputs, stdin)
+        self._write_state()
+        return started
+
+    def _open_log(self) -> None:
+        """The starter has opened it once already; a disk that filled meanwhile costs the log, not the container."""
         try:
             self._log = open_log(self.log_request)
-            self.streams = self._make_streams()
-            for attach in request.get("attach") or ():
-                self._add_client(attach, fds)
-            if not self.tty:
-                pipes = Pipes(stdin=bool(request.get("open_stdin")))
-            plan = self._plan(request, fds)
-            self.filter = plan.filter
-            starter = Launch(plan, stdio=pipes.theirs if pipes else ())
-            self._create(starter, request)
-            self.started_at = time.time_ns()
-            starter.start()
-        except BaseException:
-            self._undo(pipes, starter)
-            raise
-        if pipes is not None:
-            pipes.close_theirs()
-            self.streams.open(pipes.outputs, pipes.stdin)
-        else:
-            stdin = self.master if request.get("open_stdin") else -1
-            self.streams.open({self.master: "stdout"}, stdin)
-        self.status = "running"
-        self._watch_oom()
-        self._write_state()
-        return {
-            "pid": self.pid,
-            "start_time": self.start_time,
-            "started_at": self.started_at,
-            "warnings": self.warnings,
-        }
-
-    def _plan(self, request: Message, fds: list[int]) -> LaunchPlan:
-        spec = request["spec"]
-        if not isinstance(spec.get("process"), dict):
-            raise errors.InvalidArgument("process: required to start a container")
-        self.spec = _what_execs_need(spec)
-        namespaces = (spec.get("linux") or {}).get("namespaces") or ()
-        self._shares_pids = not any(
-            entry.get("type") == "pid" and not entry.get("path") for entry in namespaces
-        )
-        netns = request.get("netns", -1)
-        extra = dict(request.get("extra") or {})
-        extra["die_with_parent"] = True
-        return make_plan(
-            spec,
-            container_id=self.id,
-            bundle=self.directory,
-            rootfs=request.get("rootfs") or None,
-            rootfs_mounts=request.get("rootfs_mounts") or (),
-            cgroup_path=str(self.cgroup_request.get("path", "")),
-            cgroup_driver=str(self.cgroup_request.get("driver", "cgroupfs")),
-            netns_fd=fds[netns] if isinstance(netns, int) and 0 <= netns < len(fds) else -1,
-            rootless=bool(request.get("rootless")),
-            extra=extra,
-            image_root=True,
-        )
-
-    def _create(self, starter: Launch, request: Message) -> None:
-        child = starter.create()
-        self.pid, self.pidfd, self.start_time = child.pid, child.pidfd, child.start_time
-        self.master = child.console_fd
-        self._cgroup = starter.cgroup
-        self.warnings = list(starter.warnings)
-        self._mounts = child.hold_mounts()
-        size = request.get("console_size")
-        if self.master >= 0 and size:
-            set_window_size(self.master, size[0], size[1])
-
-    def _undo(self, pipes: Pipes | None, starter: Launch | None) -> None:
-        """After a failed launch. The runtime has already reaped its child and removed its cgroup."""
-        if pipes is not None:
-            pipes.close_theirs()
-            pipes.close_ours()
-        self.streams.close()
-        if self._log is not None:
-            self._log.close()
-        close_quietly(self._mounts, self.master, self.pidfd)
+        except (OSError, errors.SampanError) as error:
+            self._log = NoLog()
+            self.notify({"event": "log_trouble", "message": str(error), "lost": 0})
 
     # --- streams -----------------------------------------------------------------------------------------------
 
@@ -374,16 +294,12 @@ class Container:
 
     # --- memory ------------------------------------------------------------------------------------------------
 
-    def _watch_oom(self) -> None:
-        if self._cgroup is None:
+    def _take_oom_watch(self, fd: int) -> None:
+        facts = self._share.get("oom")
+        if fd < 0 or not facts:
             return
-        try:
-            self._oom = self._cgroup.oom_watch()
-        except (OSError, ValueError):  # no memory controller here
-            return
-        self.loop.watch(
-            self._oom.fileno(), self._oom.poll_events, lambda _revents: self._oom_event()
-        )
+        self._oom = OomWatch(fd, facts["events"], facts["counter"])
+        self.loop.watch(fd, self._oom.poll_events, lambda _revents: self._oom_event())
 
     def _oom_event(self) -> None:
         if self._oom is None:
@@ -413,9 +329,21 @@ class Container:
         return self.status in ("running", "paused") and self._ended_status is None
 
     def cgroup(self) -> Manager:
-        if self._cgroup is None or not self.running:
+        manager = self._cgroup
+        if manager is None or not self.running:
             raise errors.Conflict(f"container {self.id} is not running")
-        return self._cgroup
+        return manager
+
+    @property
+    def _cgroup(self) -> Manager | None:
+        """The handle to the cgroup that the starter made; found when first needed."""
+        if self._manager is None and self.cgroup_request.get("path"):
+            self._manager = open_manager(
+                str(self.cgroup_request["path"]),
+                driver=str(self.cgroup_request.get("driver", "cgroupfs")),
+                rootless=bool(self._share.get("rootless")),
+            )
+        return self._manager
 
     def kill(self, signal: int, *, everything: bool = False) -> None:
         if not self.running:
@@ -473,14 +401,6 @@ class Container:
                 f"{self.directory}/{protocol.STATE_FILE}", fastjson.dump_bytes(self.state()), 0o600
             )
         except OSError as error:
-            self.warnings.append(f"writing state.json: {error}")
-
-
-def _what_execs_need(spec: Message) -> Message:
-    """The part of a spec that an exec falls back on: the process's limits and labels. Environment, mounts and a
-    seccomp profile's tables need not stay in memory for the container's whole life."""
-    process = {key: value for key, value in spec["process"].items() if key not in ("args", "env")}
-    return {"ociVersion": spec.get("ociVersion", ""), "process": process}
-
-
-__all__ = ["Container", "LaunchError", "Pipes", "make_client", "set_window_size"]
+            self.notify(
+                {"event": "log_trouble", "message": f"writing state.json: {error}", "lost": 0}
+            )

@@ -13,7 +13,8 @@ from sampan.linux.fds import close_quietly
 from sampan.linux.process import decode_status
 from sampan.linux.syscalls import pidfd_send_signal
 from sampan.runtime.join import join, make_join_plan
-from sampan.shim.container import Pipes, make_client, set_window_size
+from sampan.shim.container import make_client
+from sampan.shim.pipes import Pipes, set_window_size
 from sampan.shim.stdio import Client, Streams
 
 TYPE_CHECKING = False

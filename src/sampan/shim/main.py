@@ -14,12 +14,12 @@ from __future__ import annotations
 import posix
 
 from sampan import errors
-from sampan.linux import fastjson, procfs
+from sampan.linux import procfs
 from sampan.linux.fds import close_quietly
 from sampan.linux.paths import replace_file
-from sampan.linux.process import set_name, set_subreaper
-from sampan.shim import protocol
-from sampan.shim.channel import Channel, accept, listen
+from sampan.linux.process import fork, set_name, set_subreaper
+from sampan.shim import protocol, starter
+from sampan.shim.channel import Channel, accept, listen, pair
 from sampan.shim.container import Container
 from sampan.shim.execs import Exec
 from sampan.shim.failure import complain, failure_of
@@ -77,7 +77,7 @@ def run(control: int) -> None:
         _signal.signal(number, _signal.SIG_IGN)
     posix.setsid()
     set_name("sampan-shim")
-    Shim(Channel.from_fd(control)).loop.run()
+    Shim(Channel.from_fd(control)).run()
 
 
 class Shim:
@@ -94,9 +94,7 @@ class Shim:
         self._execs: dict[str, Exec] = {}
         self._by_pid: dict[int, Exec] = {}
         self._lost_told = 0
-        self._leaving = False
         self._orders: dict[str, Order] = {
-            "launch": self._launch,
             "hello": self._hello,
             "attach": self._attach,
             "exec": self._exec,
@@ -109,8 +107,47 @@ class Shim:
             "close_stdin": self._close_stdin,
             "log_rotate": self._log_rotate,
         }
-        self._meet(control)
-        self._subscribed.add(control.fileno())
+        self._control = control
+        self._starter = self._fork_starter()
+        self.loop.watch(self._starter.fileno(), POLLIN, self._started)
+
+    def run(self) -> None:
+        self.loop.run()
+
+    # --- the start ---------------------------------------------------------------------------------------------
+
+    def _fork_starter(self) -> Channel:
+        """Our end of the way to it. It reads the control socket until there is a container."""
+        ours, theirs = pair()
+        if fork() == 0:
+            ours.close()
+            starter.run(self._control, theirs)
+        theirs.close()
+        return ours
+
+    def _started(self, _revents: int) -> None:
+        """The starter's word: a container, or why there is none; or its end, which is the engine's or its own."""
+        received = self._starter.receive()
+        self.loop.unwatch(self._starter.fileno())
+        self._starter.close()
+        if received is None:
+            self.loop.stop()
+            return
+        share, fds = received
+        self._meet(self._control)
+        self._subscribed.add(self._control.fileno())
+        reply: Message = {"error": share["error"]} if "error" in share else {}
+        if not reply:
+            set_subreaper()
+            self._container = Container(self.loop, share, notify=self._notify, on_gone=self._finish)
+            reply = dict(self._container.adopt(fds))
+            close_quietly(*fds)
+        self._send(self._control, {"re": share.get("seq"), **reply})
+        if self._container is None:
+            self.loop.stop()
+        else:
+            self.loop.later(0, self._settle_in)
+            self.loop.later(0, self._reap)  # it may have ended before we knew whose end it was
 
     # --- engines -----------------------------------------------------------------------------------------------
 
@@ -126,8 +163,6 @@ class Shim:
         self._subscribed.discard(fd)
         self.loop.unwatch(fd)
         peer.close()
-        if self._container is None:
-            self.loop.stop()  # a spare whose engine went away
 
     def _accept(self, _revents: int) -> None:
         if self._listener is not None:
@@ -154,8 +189,6 @@ class Shim:
         if "seq" in message:
             reply["re"] = message["seq"]
         self._send(peer, reply)
-        if self._leaving:
-            self.loop.stop()
 
     def _obey(self, peer: Channel, message: Message, fds: list[int]) -> Message:
         """Carry out one request. Descriptors that somebody keeps are replaced by -1 in `fds`."""
@@ -164,12 +197,10 @@ class Shim:
         try:
             if order is None:
                 raise errors.Unsupported(f"this shim does not know {op!r}")
-            if op in ("launch", "hello") and message.get("v") != protocol.VERSION:
+            if op == "hello" and message.get("v") != protocol.VERSION:
                 raise errors.Unsupported(
                     f"this shim speaks version {protocol.VERSION}, not {message.get('v')!r}"
                 )
-            if self._container is None and op != "launch":
-                raise errors.Conflict("nothing was launched here yet")
             reply = order(message, fds)
             if op == "hello" and message.get("subscribe"):
                 self._subscribed.add(peer.fileno())
@@ -198,22 +229,8 @@ class Shim:
             raise errors.Conflict("nothing was launched here yet")
         return self._container
 
-    def _launch(self, message: Message, fds: list[int]) -> Message:
-        if self._container is not None:
-            raise errors.Conflict("this shim has a container already")
-        set_subreaper()
-        container = Container(self.loop, message, notify=self._notify, on_gone=self._finish)
-        self._container = container
-        try:
-            started = container.launch(message, fds)
-        except BaseException:
-            self._leaving = True
-            raise
-        self.loop.later(0, lambda: self._settle_in(message))
-        return started
-
-    def _settle_in(self, message: Message) -> None:
-        """What the caller need not wait for: the socket for later engines, and the record of the request."""
+    def _settle_in(self) -> None:
+        """What the caller need not wait for: the socket for later engines."""
         directory = self.container.directory
         me = posix.getpid()
         try:
@@ -223,8 +240,6 @@ class Shim:
             replace_file(
                 f"{directory}/{protocol.SHIM_PID}", b"%d %d\n" % (me, procfs.start_time(me)), 0o600
             )
-            record = {key: value for key, value in message.items() if key not in ("attach", "seq")}
-            replace_file(f"{directory}/{protocol.LAUNCH_FILE}", fastjson.dump_bytes(record), 0o600)
         except OSError as error:
             self._notify({"event": "log_trouble", "message": f"{directory}: {error}", "lost": 0})
 
@@ -241,6 +256,8 @@ class Shim:
 
     def _reap(self) -> None:
         """Every child that ended. Process 1 last, so that its execs' exits are told before its own."""
+        if self._container is None:
+            return  # whose child it is will be known when the starter has spoken
         first: int | None = None
         while True:
             try:
@@ -249,15 +266,15 @@ class Shim:
                 break
             if pid == 0:
                 break
-            if self._container is not None and pid == self._container.pid:
+            if pid == self._container.pid:
                 first = status
                 continue
             session = self._by_pid.pop(pid, None)
             if session is not None:
                 session.ended(status)
-            elif self._container is not None:
+            else:
                 self._container.child_ended(pid, status)
-        if first is not None and self._container is not None:
+        if first is not None:
             self._container.child_ended(self._container.pid, first)
 
     # --- orders ------------------------------------------------------------------------------------------------
