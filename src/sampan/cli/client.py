@@ -80,6 +80,7 @@ class Reply:
         lines = head.decode("latin-1").split("\r\n")
         parts = lines[0].split(" ", 2)
         if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not parts[1].isdigit():
+            connection.close()
             raise Failure(f"error during connect: malformed HTTP response {lines[0][:60]!r}")
         self.status = int(parts[1])
         self.headers: dict[str, str] = {}
@@ -142,6 +143,7 @@ class Reply:
             try:
                 left = int(line.split(b";")[0], 16)
             except ValueError:
+                self.close()
                 raise Failure("error during connect: malformed chunked encoding") from None
             if left == 0:
                 while self._line():
@@ -226,6 +228,11 @@ class Client:
             connection.close()
         else:
             self._idle.append(connection)
+
+    def close(self) -> None:
+        """Let go of the connection that was kept."""
+        while self._idle:
+            self._idle.pop().close()
 
     def _head(self, method: str, path: str, headers: dict[str, str]) -> bytes:
         lines = [

@@ -165,7 +165,7 @@ def user_namespaces() -> list[Finding]:
     if not any(shutil.which(p) for p in ("pasta", "slirp4netns")):
         found.append(
             Finding(
-                WARNING, "user: no pasta or slirp4netns", "install the package passt for networks"
+                WARNING, "user: no pasta or slirp4netns", "install one of the two, for networks"
             )
         )
     return found

@@ -70,6 +70,8 @@ def parse(text: str) -> Name:
         "." in first or ":" in first or first == "localhost" or first != first.lower()
     ):
         domain = first
+        if not _is_domain(domain):
+            raise invalid()
     else:
         domain, path = "docker.io", name
     if domain in ("docker.io", "index.docker.io"):
@@ -84,6 +86,22 @@ def parse(text: str) -> Name:
     if len(domain) + len(path) > 254:
         raise Failure("repository name must not be more than 255 characters")
     return Name(domain, path, tag, digest)
+
+
+def _is_domain(domain: str) -> bool:
+    """host[:port], the host in labels of letters, digits and dashes, or an IPv6 address in brackets."""
+    if domain.startswith("["):
+        host, _, port = domain[1:].partition("]")
+        port = port.removeprefix(":")
+        fits = bool(host) and not host.strip(HEX + "ABCDEF:")
+    else:
+        host, colon, port = domain.partition(":")
+        fits = not (colon and not port)
+        for label in host.split("."):
+            letters = label.replace("-", "a")
+            fits = fits and letters.isascii() and letters.isalnum()
+            fits = fits and label[0] != "-" and label[-1] != "-"
+    return fits and (not port or port.isdigit())
 
 
 def _is_tag(tag: str) -> bool:

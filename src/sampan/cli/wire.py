@@ -48,6 +48,8 @@ def loads(text: str | bytes) -> Any:
         value, end = _scan(text, start)
     except StopIteration:
         raise ValueError("not JSON") from None
+    except TypeError:
+        raise ValueError("NaN and Infinity are no JSON") from None
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     if text[end:].strip(BLANK):
