@@ -377,7 +377,7 @@ def start(container: Container) -> None:
         posix.unlink(container.start_socket)
         channel.send(sock, channel.START)
         pidfd = open_pidfd(container.state.pid, container.state.start_time)
-        await_execution(sock, pidfd, state_document(container, CREATED))
+        await_execution(sock, pidfd, state_document(container, CREATING))
         posix.close(pidfd)
         sock.close()
     run_poststart(container)

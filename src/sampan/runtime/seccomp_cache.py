@@ -92,7 +92,7 @@ def program_for(profile: Mapping[str, Any], machine: str, directory: str = "") -
         from .seccomp import compile_profile
 
         program = compile_profile(profile, machine)
-        if path and not program.uses_notify:
+        if path and not program.listener_path:
             write_program(path, program)
     if len(_programs) < MAX_REMEMBERED:
         _programs[key] = program

@@ -217,7 +217,7 @@ def set_no_new_privileges(stage: Stage) -> None:
 
 def install_filter(stage: Stage, program: Program) -> None:
     """The seccomp program. With a listener the parent takes part: see notify.py."""
-    if program.uses_notify:
+    if program.listener_path:
         install_with_listener(stage, program)
     else:
         seccomp_filter(program.instructions, program.flags)
