@@ -55,8 +55,9 @@ def _shared_engine(
 ) -> Iterator[EngineProcess]:
     require(shutil.which("docker") is not None, "needs the docker CLI")
     base = tmp_path_factory.mktemp("engine")
-    census = Census(str(base))
-    engine = EngineProcess(base).start()
+    engine = EngineProcess(base)
+    census = Census(str(base), cgroup_prefix=engine.cgroup_parent, bridge=engine.bridge)
+    engine.start()
     try:
         for name in ("busybox:latest", "alpine:3.10"):
             engine.docker(
@@ -72,7 +73,11 @@ def _shared_engine(
 @pytest.fixture
 def engine(_shared_engine: EngineProcess) -> Iterator[EngineProcess]:
     """A running engine with `busybox:latest` and `alpine:3.10`; each test must leave it as it was."""
-    census = Census(str(_shared_engine.run / "containers"))
+    census = Census(
+        str(_shared_engine.run / "containers"),
+        cgroup_prefix=_shared_engine.cgroup_parent,
+        bridge=_shared_engine.bridge,
+    )
     yield _shared_engine
     ids = _shared_engine.docker("ps", "-aq", check=False).stdout.split()
     if ids:

@@ -5,7 +5,7 @@ or runtime of ours can make; what other programs on the machine do meanwhile doe
 
 - mounts of this mount namespace whose target or source lies below a directory named `sampan` or the test's own;
 - cgroups below `/sampan*` in every hierarchy;
-- network links `veth*`/`sb-*`/`sampan*` of the host, nftables tables named `sampan*`;
+- network links on the engine's bridge, its nftables table (of every engine, where none is named);
 - processes whose command line names the test's own run directory, and zombies of this process;
 - descriptors of this process.
 """
@@ -43,20 +43,25 @@ def _cgroups(prefix: str) -> set[str]:
     return {c for c in found if c.count("/") > 5 or not c.rsplit("/", 1)[1].startswith(prefix)}
 
 
-def _links() -> set[str]:
-    names = os.listdir("/sys/class/net")
-    return {
-        f"link {name}" for name in names if name.startswith(("veth", "sampan", "sb-", "br-", "vs"))
-    }
+def _links(bridge: str) -> set[str]:
+    """Links of one engine's own bridge; of every bridge where none is named."""
+    found = set()
+    for name in os.listdir("/sys/class/net"):
+        master = os.path.basename(os.path.realpath(f"/sys/class/net/{name}/master"))
+        if bridge and (name == bridge or master == bridge):
+            found.add(f"link {name}")
+        elif not bridge and name.startswith(("veth", "sampan", "br-")):
+            found.add(f"link {name}")
+    return found
 
 
-def _tables() -> set[str]:
+def _tables(name: str) -> set[str]:
     if shutil.which("nft") is None:
         return set()
     listing = subprocess.run(
         ["nft", "list", "tables"], capture_output=True, text=True, check=False
     ).stdout
-    return {f"nft {line}" for line in listing.splitlines() if "sampan" in line}
+    return {f"nft {line}" for line in listing.splitlines() if (name or "sampan") in line}
 
 
 def _processes(marks: tuple[str, ...]) -> set[str]:
@@ -88,8 +93,9 @@ class Census:
     `marks` are path pieces that identify the test's own directories (its root and run directories).
     """
 
-    def __init__(self, *marks: str, cgroup_prefix: str = "sampan") -> None:
+    def __init__(self, *marks: str, cgroup_prefix: str = "sampan", bridge: str = "") -> None:
         self.marks = marks
+        self.bridge = bridge
         self.cgroup_prefix = cgroup_prefix
         self.before = self.count()
 
@@ -97,7 +103,9 @@ class Census:
         everything: set[str] = set()
         if self.marks:
             everything |= _mounts(self.marks) | _processes(self.marks)
-        return everything | _cgroups(self.cgroup_prefix) | _links() | _tables()
+        return (
+            everything | _cgroups(self.cgroup_prefix) | _links(self.bridge) | _tables(self.bridge)
+        )
 
     def left_behind(self, *, patience_s: float = 5.0) -> list[str]:
         """What is there now and was not before, after background teardown had `patience_s` seconds."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+_NUMBERS = itertools.count()
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -22,6 +25,9 @@ class EngineProcess:
         self.socket = self.run / "sampan.sock"
         self.host = f"unix://{self.socket}"
         self.flags = flags
+        # Of its own, so that the census of a test does not see what other engines on the machine do.
+        self.cgroup_parent = f"sampan-{os.getpid()}-{next(_NUMBERS)}"
+        self.bridge = "sampan-" + hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -39,7 +45,7 @@ class EngineProcess:
         log = (self.base / "log").open("ab")
         command = [
             sys.executable, "-m", "sampan.daemon", "--root", str(self.root), "--run", str(self.run),
-            "-H", self.host, *self.flags,
+            "-H", self.host, "--cgroup-parent", "/" + self.cgroup_parent, *self.flags,
         ]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
         self.process = subprocess.Popen(
