@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sampan.shim.logread import LogReader, Presenter, log_files
-from sampan.shim.logs import LineLog, open_log
+from sampan.shim.logs import LineLog, RotatingFile, open_log
 
 DRIVERS = ("json-file", "local")
 
@@ -54,7 +54,8 @@ def read_all(reader: LogReader) -> bytes:
 
 
 @pytest.fixture
-def log(driver: str, tmp_path: Path) -> Iterator[Log]:
+def log(driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
+    monkeypatch.setattr(RotatingFile, "flood_s", 0.0)
     made = Log(driver, tmp_path / "x.log")
     yield made
     made.writer.close()
@@ -234,6 +235,21 @@ def test_rotated_files_are_compressed_and_still_read(log: Log) -> None:
     assert log.text().endswith(b"line number 38\nline number 39\n")
     assert log.text(tail=15).splitlines() == [b"line number %d" % n for n in range(25, 40)]
     assert not [name for name in os.listdir(log.path.parent) if "tmp" in name]
+    writer.close()
+
+
+def test_a_flood_is_rotated_without_being_compressed(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RotatingFile, "flood_s", 3600.0)
+    writer = log.open(max_size="1k", max_file="3", compress="true")
+    writer.rotate()
+    for n in range(200):
+        writer.write("stdout", b"line number %d\n" % n)
+    finish_compression(writer)
+    names = log_files(str(log.path))
+    assert len(names) == 3
+    assert not [name for name in names if name.endswith(".gz")]
     writer.close()
 
 

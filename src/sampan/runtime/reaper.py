@@ -27,7 +27,11 @@ _HEADERS = 64 + 56
 
 # fmt: off
 _X86_64 = bytes.fromhex(
-    # _start:  keep argv+2 and envp; block every signal; fork
+    # _start:  name the process; keep argv+2 and envp; block every signal; fork
+    "bf0f000000"  # mov edi,0xf
+    "488d3559010000"  # lea rsi,[rip+0x159] # 165 name
+    "b89d000000"  # mov eax,0x9d
+    "0f05"  # syscall
     "488b0c24"  # mov rcx,QWORD PTR [rsp]
     "4c8d642418"  # lea r12,[rsp+0x18]
     "4c8d6ccc10"  # lea r13,[rsp+rcx*8+0x10]
@@ -42,8 +46,8 @@ _X86_64 = bytes.fromhex(
     "b839000000"  # mov eax,0x39
     "0f05"  # syscall
     "85c0"  # test eax,eax
-    "0f849c000000"  # je dc child
-    "0f888f000000"  # js d5 fail
+    "0f849c000000"  # je ef child
+    "0f888f000000"  # js e8 fail
     "4189c6"  # mov r14d,eax
     "41bfffffffff"  # mov r15d,0xffffffff
     # wait_signal:  take the next signal (rt_sigtimedwait); SIGCHLD reaps, others go to the child
@@ -54,14 +58,14 @@ _X86_64 = bytes.fromhex(
     "b880000000"  # mov eax,0x80
     "0f05"  # syscall
     "83f811"  # cmp eax,0x11
-    "7412"  # je 7d reap
+    "7412"  # je 90 reap
     "85c0"  # test eax,eax
-    "7ee0"  # jle 4f wait_signal
+    "7ee0"  # jle 62 wait_signal
     "89c6"  # mov esi,eax
     "4489f7"  # mov edi,r14d
     "b83e000000"  # mov eax,0x3e
     "0f05"  # syscall
-    "ebd2"  # jmp 4f wait_signal
+    "ebd2"  # jmp 62 wait_signal
     # reap:  wait4(-1, WNOHANG) until there is none; remember the child's status
     "bfffffffff"  # mov edi,0xffffffff
     "488db42400010000"  # lea rsi,[rsp+0x100]
@@ -70,19 +74,19 @@ _X86_64 = bytes.fromhex(
     "b83d000000"  # mov eax,0x3d
     "0f05"  # syscall
     "85c0"  # test eax,eax
-    "7e0f"  # jle ac reaped
+    "7e0f"  # jle bf reaped
     "4439f0"  # cmp eax,r14d
-    "75db"  # jne 7d reap
+    "75db"  # jne 90 reap
     "448bbc2400010000"  # mov r15d,DWORD PTR [rsp+0x100]
-    "ebd1"  # jmp 7d reap
+    "ebd1"  # jmp 90 reap
     # reaped:  go on while the child lives
     "4183ffff"  # cmp r15d,0xffffffff
-    "749d"  # je 4f wait_signal
+    "749d"  # je 62 wait_signal
     "4489ff"  # mov edi,r15d
     "83e77f"  # and edi,0x7f
-    "7408"  # je c2 exited
+    "7408"  # je d5 exited
     "81c780000000"  # add edi,0x80
-    "eb0c"  # jmp ce exit
+    "eb0c"  # jmp e1 exit
     # exited:  the code is the child's, or 128 + its signal
     "4489ff"  # mov edi,r15d
     "c1ef08"  # shr edi,0x8
@@ -92,7 +96,7 @@ _X86_64 = bytes.fromhex(
     "0f05"  # syscall
     # fail:
     "bf7e000000"  # mov edi,0x7e
-    "ebf2"  # jmp ce exit
+    "ebf2"  # jmp e1 exit
     # child:  own process group, foreground of the terminal if there is one; unblock; execve
     "31ff"  # xor edi,edi
     "31f6"  # xor esi,esi
@@ -113,16 +117,18 @@ _X86_64 = bytes.fromhex(
     "41ba08000000"  # mov r10d,0x8
     "b80e000000"  # mov eax,0xe
     "0f05"  # syscall
-    "488d3d21000000"  # lea rdi,[rip+0x21]
+    "488d3d2d000000"  # lea rdi,[rip+0x2d] # 171 path
     "4c89e6"  # mov rsi,r12
     "4c89ea"  # mov rdx,r13
     "b83b000000"  # mov eax,0x3b
     "0f05"  # syscall
     "bf7e000000"  # mov edi,0x7e
     "83f8fe"  # cmp eax,0xfffffffe
-    "7586"  # jne ce exit
+    "7586"  # jne e1 exit
     "bf7f000000"  # mov edi,0x7f
-    "e97cffffff"  # jmp ce exit
+    "e97cffffff"  # jmp e1 exit
+    # name:
+    "646f636b65722d696e697400"  # "docker-init"
 )
 # fmt: on
 _CODE = {"x86_64": (62, _X86_64)}  # machine -> (e_machine, code that ends where the path begins)

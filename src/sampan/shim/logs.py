@@ -318,6 +318,9 @@ class NoLog:
 class RotatingFile:
     """The newest file of a log, open for appending, and the older ones beside it."""
 
+    # Files that fill faster than this are soon deleted: compressing them would take the processor from the container.
+    flood_s = 1.0
+
     def __init__(
         self, path: str, limits: Rotation, *, mend: Callable[[int], int] | None = None
     ) -> None:
@@ -325,6 +328,7 @@ class RotatingFile:
         self.lost = 0
         self.trouble = ""
         self._limits = limits
+        self._rotated_at = 0.0
         self._compressor = -1  # pid
         self._compressing = 0  # which file it reads, counted from 1; moves on with every rotation
         self._fd = self._open(0)
@@ -396,8 +400,10 @@ class RotatingFile:
         posix.close(self._fd)
         self._fd = fd
         self._size = 0
-        if keep >= 1 and self._limits.compress:
+        now = time.monotonic()
+        if keep >= 1 and self._limits.compress and now - self._rotated_at >= self.flood_s:
             self._compress_next()
+        self._rotated_at = now
 
     def _reopen(self) -> int:
         """After a failed rotation: whatever file has the name now, or the one we hold."""
@@ -488,8 +494,8 @@ def _compress(source: int, target: int) -> None:
         if keep[1] > keep[0] + 1:
             close_range(keep[0] + 1, keep[1] - 1)
         close_range(keep[1] + 1)
-        posix.nice(10)
-        packer: Any = zlib.compressobj(6, zlib.DEFLATED, 31)
+        posix.nice(19)
+        packer: Any = zlib.compressobj(3, zlib.DEFLATED, 31)
         while chunk := posix.read(source, 256 * 1024):
             fds.write_all(target, packer.compress(chunk))
         fds.write_all(target, packer.flush())
