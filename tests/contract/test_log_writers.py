@@ -63,11 +63,8 @@ def log(driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 def finish_compression(writer: LineLog) -> None:
     """As the shim does when its child ends."""
-    while True:
-        try:
-            pid, status = os.waitpid(-1, 0)
-        except ChildProcessError:
-            return
+    while (pid := writer.file._compressor) >= 0:
+        _, status = os.waitpid(pid, 0)
         writer.file.child_ended(pid, status)
 
 
