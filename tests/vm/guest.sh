@@ -17,7 +17,7 @@ echo "@@vm@@ fact kernel $(uname -r)"
 echo "@@vm@@ fact controllers $(cat /sys/fs/cgroup/cgroup.controllers)"
 echo "@@vm@@ fact uptime $(cut -d' ' -f1 /proc/uptime)"
 cd /repo
-export PYTHONPATH=/vm/site:/repo/src:/repo PYTHONDONTWRITEBYTECODE=1 SAMPAN_VM=1
+export PYTHONPATH=/repo/src:/repo SAMPAN_VM=1
 "$python" -m pytest -q -p tests.vm.report -p no:cacheprovider --basetemp=/var/tmp/pytest "$@" </dev/null
 echo "@@vm@@ fact end $(cut -d' ' -f1 /proc/uptime)"
 echo "@@vm@@ done"

@@ -27,7 +27,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-FORMAT = "4"  # of the base disk; a change makes old ones unused
+FORMAT = "7"  # of the base disk; a change makes old ones unused
 QEMU = "qemu-system-x86_64"
 MEMORY = "1536M"
 MARK = "@@vm@@"
@@ -40,7 +40,7 @@ GUEST_MODULES = (
     "xt_MASQUERADE", "iptable_nat",
 )  # fmt: skip
 PROGRAMS = (
-    "busybox", "systemctl", "nft", "ip", "crun", "runc", "docker", "newuidmap", "newgidmap",
+    "busybox", "systemctl", "tar", "nft", "ip", "crun", "runc", "docker", "newuidmap", "newgidmap",
 )  # fmt: skip
 # A user's systemd needs no more than this to make scopes.
 SYSTEMD = (Path("/lib/systemd/systemd"), Path("/usr/lib/systemd/user"))
@@ -252,7 +252,8 @@ def base_sources(release: str) -> Iterator[tuple[Path, Path]]:
     programs = [interpreter, *(Path(found) for name in PROGRAMS if (found := find_program(name)))]
     libraries: dict[Path, Path] = {}
     library = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix})).resolve()
-    for program in [*programs, *systemd[:1], *library.glob("lib-dynload/*.so")]:
+    extensions = [path for package in site_packages() for path in package.rglob("*.so")]
+    for program in [*programs, *systemd[:1], *library.glob("lib-dynload/*.so"), *extensions]:
         for found in libraries_of(program):
             libraries[found] = found
     yield interpreter, interpreter
@@ -263,8 +264,10 @@ def base_sources(release: str) -> Iterator[tuple[Path, Path]]:
     for path in systemd:
         yield path, path
     yield library, library
+    # Where the interpreter itself looks, so that programs started by the tests find them too.
+    site = sysconfig.get_path("purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
     for package in sorted(site_packages()):
-        yield package, Path("/vm/site") / package.name
+        yield package, Path(site) / package.name
     for number, module in enumerate(module_files(release, GUEST_MODULES)):
         yield module, Path("/vm/modules") / f"{number:02d}-{module.name}"
 

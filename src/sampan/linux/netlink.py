@@ -238,27 +238,26 @@ class Netlink:
         return outcomes
 
     def send_batch(self, batch: bytes, last: int, names: dict[int, str]) -> None:
-        """Send prepared messages as one datagram and wait until number `last` is acknowledged or one is refused.
+        """Send prepared messages as one datagram; number `last` asks for an acknowledgement.
 
-        Raises the first refusal as OSError; `names` says what each sequence number was.
+        Raises the first refusal as OSError; `names` says what each sequence number was. The kernel performs a batch
+        inside sendto, so all its answers wait when that returns. All are read: a batch that fails at its commit is
+        answered on its first message (sequence 0), and the acknowledgement follows nevertheless.
         """
         self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, max(len(batch) * 2, 1 << 18))
         self._socket.sendto(batch, (0, 0))
         first: OSError | None = None
-        while True:
+        answered = False
+        while self._readable() or not (answered or first):
             for kind, flags, sequence, body in self._receive():
                 if kind != NLMSG_ERROR:
                     continue
                 error = acknowledgement_error(body, flags, names.get(sequence, "batch"))
                 if error is not None and first is None:
                     first = error
-                # A batch refused as a whole is answered on its first message (sequence 0) or last one.
-                if sequence == last or (error is not None and sequence == 0):
-                    if first is not None:
-                        raise first
-                    return
-            if first is not None and not self._readable():
-                raise first
+                answered = answered or sequence == last
+        if first is not None:
+            raise first
 
     def _readable(self) -> bool:
         import select

@@ -571,18 +571,19 @@ def apply(socket: netlink.Netlink, messages: Sequence[Message]) -> None:
 
     Raises OSError with the kernel's explanation, naming the message that was refused.
     """
+    if not messages:
+        return
     begin = struct.pack(">BBH", 0, 0, SUBSYSTEM)
     batch = [netlink.pack_message(BATCH_BEGIN, netlink.NLM_F_REQUEST, 0, begin)]
+    last = len(messages)
     for number, message in enumerate(messages, 1):
         header = struct.pack(">BBH", message.family, 0, 0)
-        flags = message.flags | netlink.NLM_F_REQUEST
+        # Only the last message is acknowledged (an acknowledged BATCH_END came with Linux 6.10): the kernel
+        # answers it after the commit, and any refused message with its error.
+        flags = message.flags | netlink.NLM_F_REQUEST | (netlink.NLM_F_ACK if number == last else 0)
         kind = SUBSYSTEM << 8 | message.kind
         batch.append(netlink.pack_message(kind, flags, number, header + message.body))
-    # Only the end is acknowledged: the kernel answers it after the commit, and any refused message with its error.
-    last = len(messages) + 1
-    batch.append(
-        netlink.pack_message(BATCH_END, netlink.NLM_F_REQUEST | netlink.NLM_F_ACK, last, begin)
-    )
+    batch.append(netlink.pack_message(BATCH_END, netlink.NLM_F_REQUEST, last + 1, begin))
     socket.send_batch(b"".join(batch), last, {n: m.what for n, m in enumerate(messages, 1)})
 
 
