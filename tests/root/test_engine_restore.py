@@ -1,0 +1,153 @@
+"""The daemon may die at any moment: containers, their output, their exit codes and their wishes survive."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.root.test_engine_lifecycle import inspect, until
+from tests.support.engine import EngineProcess
+
+
+@pytest.fixture
+def started(fresh_engine: EngineProcess, busybox_tar: Path) -> EngineProcess:
+    fresh_engine.start()
+    fresh_engine.docker("import", "-c", 'CMD ["sh"]', str(busybox_tar), "busybox:latest")
+    return fresh_engine
+
+
+def crash(engine: EngineProcess) -> None:
+    engine.kill()
+    engine.start()
+
+
+def test_running_containers_are_the_same_after_a_crash(started: EngineProcess) -> None:
+    for number in range(5):
+        started.docker("run", "-d", "--name", f"c{number}", "busybox", "sleep", "1000")
+    started.docker("pause", "c4")
+    facts = "{{.State.Pid}} {{.State.StartedAt}} {{.State.Status}}"
+    before = [inspect(started, f"c{number}", facts) for number in range(5)]
+    crash(started)
+    assert [inspect(started, f"c{number}", facts) for number in range(5)] == before
+    assert started.docker("exec", "c0", "echo", "in").stdout == "in\n"
+    started.docker("unpause", "c4")
+    started.docker("stop", "-t", "0", "c0")
+
+
+def test_nothing_logged_while_the_engine_is_dead_is_lost(started: EngineProcess) -> None:
+    script = "i=0; while [ $i -lt 4000 ]; do echo line $i; i=$((i+1)); done; exit 42"
+    started.docker("run", "-d", "--name", "talker", "busybox", "sh", "-c", f"sleep 1; {script}")
+    started.kill()
+    exit_file = next((started.run / "containers").iterdir()) / "exit.json"
+    until(exit_file.exists)
+    started.start()
+    until(lambda: inspect(started, "talker", "{{.State.Status}}") == "exited")
+    assert inspect(started, "talker", "{{.State.ExitCode}}") == "42"
+    lines = started.docker("logs", "talker").stdout.splitlines()
+    assert lines == [f"line {number}" for number in range(4000)]
+
+
+def test_exits_while_the_engine_is_dead_are_known_and_policies_honoured(
+    started: EngineProcess,
+) -> None:
+    wait = "while [ ! -e /go ]; do sleep 0.05; done"
+    for name, policy, code in (
+        ("plain", "no", 9), ("failed", "on-failure", 3), ("fine", "on-failure", 0), ("ever", "always", 0),
+    ):  # fmt: skip
+        started.docker(
+            "run", "-d", "--name", name, "--restart", policy, "busybox", "sh", "-c", f"{wait}; sleep 1; rm /go; exit {code}"
+        )  # fmt: skip
+    for name in ("plain", "failed", "fine", "ever"):
+        started.docker("exec", name, "touch", "/go")
+    started.kill()
+    runs = started.run / "containers"
+    until(lambda: len(list(runs.glob("*/exit.json"))) == 4)
+    started.start()
+    until(lambda: inspect(started, "ever", "{{.State.Status}}") == "running")
+    until(lambda: inspect(started, "failed", "{{.State.Status}}") == "running")
+    assert inspect(started, "plain", "{{.State.Status}} {{.State.ExitCode}}") == "exited 9"
+    assert inspect(started, "fine", "{{.State.Status}} {{.State.ExitCode}}") == "exited 0"
+
+
+def test_an_auto_removed_container_that_ended_meanwhile_is_gone(started: EngineProcess) -> None:
+    started.docker("run", "-d", "--rm", "--name", "brief", "busybox", "sleep", "1")
+    started.kill()
+    until(lambda: bool(list((started.run / "containers").glob("*/exit.json"))))
+    started.start()
+    until(lambda: not started.docker("ps", "-aq").stdout.strip())
+
+
+def test_a_person_s_stop_outlives_the_engine(started: EngineProcess) -> None:
+    started.docker(
+        "run", "-d", "--name", "us", "--restart", "unless-stopped", "busybox", "sleep", "1000"
+    )
+    started.docker("stop", "-t", "0", "us")
+    crash(started)
+    assert inspect(started, "us", "{{.State.Status}}") == "exited"
+
+
+def test_a_second_engine_on_the_same_root_is_refused(
+    started: EngineProcess, tmp_path: Path
+) -> None:
+    other = EngineProcess(tmp_path / "other")
+    other.run.mkdir(parents=True)
+    other.root = started.root
+    with pytest.raises(AssertionError, match="another engine already uses"):
+        other.start()
+
+
+def test_kill_9_at_random_moments_under_churn_loses_nothing(started: EngineProcess) -> None:
+    random.seed(7)
+    started.docker("run", "-d", "--name", "steady", "busybox", "sleep", "1000")
+    before = inspect(started, "steady", "{{.State.Pid}}")
+    over = threading.Event()
+
+    def churn() -> None:
+        while not over.is_set():
+            for command in (["run", "--rm"], ["run", "-d"]):
+                subprocess.run(
+                    ["docker", *command, "busybox", "sleep", "0.1"],
+                    env=started.environment, capture_output=True, check=False, timeout=60,
+                )  # fmt: skip
+
+    workers = [threading.Thread(target=churn) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in range(6):
+            over.wait(random.random())
+            crash(started)
+    finally:
+        over.set()
+        for worker in workers:
+            worker.join()
+    assert inspect(started, "steady", "{{.State.Pid}}") == before
+    started.docker("rm", "-f", *started.docker("ps", "-aq").stdout.split())
+    assert list((started.root / "containers").iterdir()) == []
+    assert list((started.run / "containers").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["store", "record"])
+def test_a_damaged_file_never_keeps_the_engine_from_starting(
+    started: EngineProcess, damage: str
+) -> None:
+    started.docker("create", "--name", "kept", "busybox", "true")
+    started.kill()
+    store = started.root / "store.db"
+    for tail in ("-wal", "-shm"):
+        # The write-ahead log holds what is newest; folded in, so that damage is done to the whole.
+        assert store.with_name(store.name + tail).exists()
+    if damage == "store":
+        store.write_bytes(b"garbage" * 1000)
+        for tail in ("-wal", "-shm"):
+            store.with_name(store.name + tail).unlink()
+    else:
+        next((started.root / "containers").iterdir()).joinpath("record.json").write_bytes(b"{")
+    started.start()
+    assert started.docker("ps", "-a", "--format", "{{.Names}}").stdout.split() == ["kept"]
+    taken = started.docker("create", "--name", "kept", "busybox", "true", check=False)
+    assert "already in use" in taken.stderr
