@@ -289,3 +289,12 @@ def test_live_ports(engine: EngineProcess) -> None:
     assert engine.docker("port", "lp", "80").stdout.startswith("127.0.0.1:")
     subprocess.run([*curl, "-X", "DELETE", url + "?port=80/tcp"], check=True, capture_output=True)
     assert engine.docker("port", "lp").stdout == ""
+
+
+def test_mount_points_that_are_made_can_be_entered_by_anybody(engine: EngineProcess) -> None:
+    shown = engine.docker(
+        "run", "--rm", "--tmpfs", "/opt/made/t", "--tmpfs", "/tmp", "busybox", "stat", "-c", "%a %n",
+        "/opt", "/opt/made", "/opt/made/t", "/tmp",
+    ).stdout  # fmt: skip
+    assert shown == "755 /opt\n755 /opt/made\n1777 /opt/made/t\n1777 /tmp\n"
+    assert engine.docker("run", "--rm", "busybox", "sh", "-c", "umask").stdout == "0022\n"

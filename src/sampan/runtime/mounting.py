@@ -310,9 +310,10 @@ def mount_filesystem(stage: Stage, target: Target) -> None:
     options = target.options
     if target.fstype in ("proc", "sysfs"):
         require_ordinary_directory(stage, target.fstype, target.destination)
+    is_new = target.fstype == "tmpfs" and not _exists(stage.root_fd, target.destination)
     place = open_target(stage, target, directory=True)
     try:
-        tree = _new_filesystem(target, place)
+        tree = _new_filesystem(target, place, takes_mode=not is_new)
         if options.copy_up:
             copy_tree(place, tree)
             m.set_attributes(tree, options.set)
@@ -322,13 +323,21 @@ def mount_filesystem(stage: Stage, target: Target) -> None:
         posix.close(place)
 
 
-def _new_filesystem(target: Target, place: int) -> int:
+def _exists(root_fd: int, path: str) -> bool:
+    try:
+        posix.close(open_in_root(root_fd, path, posix.O_PATH))
+    except OSError:
+        return False
+    return True
+
+
+def _new_filesystem(target: Target, place: int, *, takes_mode: bool = True) -> int:
     options = target.options
     data = [*options.superblock, *options.data]
     attributes = options.set
     if target.fstype == "tmpfs":
-        if not any(word.startswith("mode=") for word in data):
-            # A tmpfs takes the mode of what it covers, so that /tmp stays 1777.
+        if takes_mode and not any(word.startswith("mode=") for word in data):
+            # A tmpfs takes the mode of what it covers; over a mount point made just now it has its own, 1777.
             data.insert(0, f"mode={posix.fstat(place).st_mode & 0o7777:o}")
         if options.copy_up:
             attributes &= ~c.MOUNT_ATTR_RDONLY
