@@ -16,6 +16,7 @@ import pytest
 from sampan import errors
 from sampan.linux import procfs
 from sampan.shim import protocol
+from sampan.shim.channel import Channel
 from sampan.shim.client import LauncherClient, ShimClient, ShimGone, read_exit, read_state
 
 NAMESPACES = ("pid", "mount", "uts", "ipc", "network")
@@ -713,3 +714,54 @@ def test_init_gives_the_program_the_terminal(bench: Bench) -> None:
     peer.socket.sendall(b"echo $((6*7)); exit 4\n")
     assert b"42" in peer.read_to_end()
     assert shim.wait_event("exit")["exit_code"] == 4
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "attach",
+    [
+        {"fd": 7},
+        {"fd": -1},
+        {"fd": "x"},
+        {"fd": 0, "detach_keys": [300]},
+        {"fd": 0, "preread": "%"},
+        "text",
+    ],
+)
+def test_a_bad_attach_is_refused_before_anything_runs(bench: Bench, attach: Any) -> None:
+    peer = bench.peer()
+    request = bench.request("true", attach=[attach])
+    with pytest.raises(errors.InvalidArgument, match="attach"):
+        bench.launcher.launch(request, (peer.fd,))
+    assert os.listdir(request["dir"]) == []
+
+
+def test_nonsense_on_a_control_socket_is_answered_or_ends_that_connection(bench: Bench) -> None:
+    shim = bench.run("sleep", "100")
+    wait_file(shim)
+    for message in (
+        {"op": "dance"},
+        {"op": "hello", "v": 99},
+        {"op": "exec"},
+        {"op": "attach"},
+        {"op": "kill", "signal": "x"},
+    ):
+        with pytest.raises(errors.SampanError):
+            shim.call(message)
+    for packet in (b"", b"{", b"[1]", b"\xff" * 100):
+        link = Channel.connect(f"{shim.directory}/{protocol.SHIM_SOCKET}")
+        link.socket.send(packet)
+        assert link.receive() is None
+        link.close()
+    assert len(shim.processes()) == 1
+
+
+def test_big_requests_travel_whole(bench: Bench) -> None:
+    peer = bench.peer()
+    shim = bench.run("sleep", "100")
+    big = process("sh", "-c", "echo ${#BIG}")
+    big["env"] = [*big["env"], "BIG=" + "x" * 120000]
+    shim.exec({"exec_id": "a", "process": big, "attach": BOTH}, peer.fd)
+    assert unframe(peer.read_to_end())[1] == b"120000\n"

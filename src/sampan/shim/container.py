@@ -47,23 +47,32 @@ _STALL_S = 60.0  # how long an ended container keeps a client that does not read
 _CGROUP_TRIES = 50
 
 
+def check_attach(attach: Any, descriptors: int) -> Message:
+    """A protocol.Attach as the arguments of a Client; InvalidArgument where it is none."""
+    try:
+        if not 0 <= attach.get("fd", 0) < descriptors:
+            raise ValueError("no such descriptor")
+        return {
+            "stdin": bool(attach.get("stdin")),
+            "stdout": bool(attach.get("stdout")),
+            "stderr": bool(attach.get("stderr")),
+            "framed": bool(attach.get("framed")),
+            "detach_keys": bytes(attach.get("detach_keys") or ()),
+            "preread": binascii.a2b_base64(attach.get("preread") or "", strict_mode=True),
+            "name": str(attach.get("name", "")),
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise errors.InvalidArgument(f"attach: {error}") from None
+
+
 def make_client(attach: Message, fds: list[int]) -> Client:
-    """A protocol.Attach as a client that owns its descriptor; the number in `fds` becomes -1."""
+    """A client that owns its descriptor; the number in `fds` becomes -1."""
+    wish = check_attach(attach, len(fds))
     index = attach.get("fd", 0)
-    if not isinstance(index, int) or not 0 <= index < len(fds) or fds[index] < 0:
-        raise errors.InvalidArgument("attach without a descriptor")
     fd, fds[index] = fds[index], -1
-    preread = attach.get("preread") or ""
-    return Client(
-        fd,
-        stdin=bool(attach.get("stdin")),
-        stdout=bool(attach.get("stdout")),
-        stderr=bool(attach.get("stderr")),
-        framed=bool(attach.get("framed")),
-        detach_keys=bytes(attach.get("detach_keys") or ()),
-        preread=binascii.a2b_base64(preread),
-        name=str(attach.get("name", "")),
-    )
+    if fd < 0:
+        raise errors.InvalidArgument("attach: two clients for one descriptor")
+    return Client(fd, **wish)
 
 
 def unpack_filter(packed: Message | None) -> Program | None:

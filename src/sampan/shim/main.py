@@ -136,18 +136,30 @@ class Shim:
         share, fds = received
         self._meet(self._control)
         self._subscribed.add(self._control.fileno())
-        reply: Message = {"error": share["error"]} if "error" in share else {}
-        if not reply:
-            set_subreaper()
-            self._container = Container(self.loop, share, notify=self._notify, on_gone=self._finish)
-            reply = dict(self._container.adopt(fds))
-            close_quietly(*fds)
+        if "error" in share:
+            reply: Message = {"error": share["error"]}
+        else:
+            reply = self._adopt(share, fds)
         self._send(self._control, {"re": share.get("seq"), **reply})
         if self._container is None:
             self.loop.stop()
         else:
             self.loop.later(0, self._settle_in)
             self.loop.later(0, self._reap)  # it may have ended before we knew whose end it was
+
+    def _adopt(self, share: Message, fds: list[int]) -> Message:
+        """The container is ours from here on. If that fails it ends with us (its parent-death signal)."""
+        set_subreaper()
+        container = Container(self.loop, share, notify=self._notify, on_gone=self._finish)
+        try:
+            started = container.adopt(fds)
+        except Exception as error:  # noqa: BLE001 - a defect of ours: say it, end both
+            complain(error)
+            return {"error": failure_of(error)}
+        finally:
+            close_quietly(*fds)
+        self._container = container
+        return dict(started)
 
     # --- engines -----------------------------------------------------------------------------------------------
 

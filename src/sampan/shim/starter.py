@@ -26,7 +26,7 @@ from sampan.linux.process import set_parent_death_signal
 from sampan.runtime.launch import Launch
 from sampan.runtime.plan import make_plan
 from sampan.shim import protocol
-from sampan.shim.container import make_client
+from sampan.shim.container import check_attach, make_client
 from sampan.shim.failure import complain, failure_of
 from sampan.shim.logs import open_log
 from sampan.shim.pipes import Pipes, set_window_size
@@ -117,8 +117,11 @@ class Start:
     def perform(self) -> tuple[Message, list[int]]:
         """(the shim's share, its descriptors). On failure everything is undone."""
         message = self._message
-        if not isinstance(message["spec"].get("process"), dict):
+        spec = message.get("spec")
+        if not isinstance(spec, dict) or not isinstance(spec.get("process"), dict):
             raise errors.InvalidArgument("process: required to start a container")
+        for attach in message.get("attach") or ():
+            check_attach(attach, len(self._fds))
         open_log(
             message.get("log") or {"driver": "none"}
         ).close()  # what cannot be logged is not started
