@@ -17,6 +17,8 @@ import ipaddress
 import os
 import socket
 import ssl
+import time
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,6 +27,7 @@ from sampan.errors import InvalidArgument
 from sampan.spec.reference import DEFAULT_DOMAIN
 
 HUB_HOST = "registry-1.docker.io"
+_SYSTEM_CONTEXT_LIFE_S = 600
 CERTS_DIRS = ("/etc/sampan/certs.d", "/etc/docker/certs.d")
 
 
@@ -142,26 +145,41 @@ def split_host(domain: str) -> tuple[str, int, bool]:
 
 def tls_context(config: RegistryConfig, host: str, *, verify: bool) -> ssl.SSLContext:
     """The system's authorities (SSL_CERT_FILE and SSL_CERT_DIR count) and what certs.d adds for this host."""
-    context = ssl.create_default_context()
+    folders = [] if "/" in host or host in {"", ".", ".."} else _folders(config, host)
+    if not folders and verify:
+        return _system_context(int(time.monotonic() // _SYSTEM_CONTEXT_LIFE_S))
+    context = ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    for directory in config.certs_dirs:
-        folder = os.path.join(directory, host)
-        if "/" in host or host in {"", ".", ".."} or not os.path.isdir(folder):
-            continue
-        for name in sorted(os.listdir(folder)):
-            path = os.path.join(folder, name)
-            if name.endswith(".crt"):
-                context.load_verify_locations(cafile=path)
-            elif name.endswith(".cert"):
-                key = path.removesuffix(".cert") + ".key"
-                if not os.path.exists(key):
-                    raise InvalidArgument(
-                        f"missing key {os.path.basename(key)} for client certificate {name}"
-                    )
-                context.load_cert_chain(path, key)
+    for folder in folders:
+        _add_certificates(context, folder)
     return context
+
+
+@lru_cache(maxsize=1)
+def _system_context(_: int) -> ssl.SSLContext:
+    """Reading the system's authorities takes 30 ms, so every registry shares them for a while."""
+    return ssl.create_default_context()
+
+
+def _folders(config: RegistryConfig, host: str) -> list[str]:
+    found = [os.path.join(directory, host) for directory in config.certs_dirs]
+    return [folder for folder in found if os.path.isdir(folder)]
+
+
+def _add_certificates(context: ssl.SSLContext, folder: str) -> None:
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if name.endswith(".crt"):
+            context.load_verify_locations(cafile=path)
+        elif name.endswith(".cert"):
+            key = path.removesuffix(".cert") + ".key"
+            if not os.path.exists(key):
+                raise InvalidArgument(
+                    f"missing key {os.path.basename(key)} for client certificate {name}"
+                )
+            context.load_cert_chain(path, key)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -70,8 +70,8 @@ def push(
     """`docker push NAME[:TAG]`, or every tag of the repository."""
     if isinstance(reference, str):
         reference = parse_normalized(reference)
-    entries = _entries(catalog, reference, all_tags=all_tags)
     progress(message(f"The push refers to repository [{reference.name}]"))
+    entries = _entries(catalog, reference, all_tags=all_tags)
     cancel = cancel or Cancel.never()
     try:
         with Registry(config, reference.domain, auth, cancel=cancel, for_push=True) as registry:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
-from tests.support.registry import FakeRegistry
-from tests.support.stores import open_catalog
 
 from sampan.images.catalog import Catalog
 from sampan.images.endpoints import Proxies, RegistryConfig
 from sampan.images.pull import Puller
+from tests.support.registry import FakeRegistry
+from tests.support.stores import open_catalog
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def registries() -> RegistryConfig:
     return RegistryConfig(
         certs_dirs=(),
         proxies=Proxies(),
-        idle_timeout_s=0.5,
-        connect_timeout_s=2,
+        idle_timeout_s=20,
+        connect_timeout_s=20,
         retry_delay_s=0.01,
     )
 
@@ -40,3 +41,9 @@ def registry() -> Iterator[FakeRegistry]:
 @pytest.fixture
 def puller(catalog: Catalog, registries: RegistryConfig) -> Puller:
     return Puller(catalog, registries)
+
+
+@pytest.fixture
+def impatient(catalog: Catalog, registries: RegistryConfig) -> Puller:
+    """Gives up on silence soon: for registries that hang on purpose."""
+    return Puller(catalog, msgspec.structs.replace(registries, idle_timeout_s=0.2))

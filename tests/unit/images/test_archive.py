@@ -13,6 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sampan.errors import InvalidArgument, NotFound, SampanError
+from sampan.images import save as saving
+from sampan.images.archive import load
+from sampan.images.cancel import Cancel
+from sampan.images.catalog import Catalog
+from sampan.images.rootfs import import_rootfs
 from tests.support import oci
 from tests.support.oci import (
     TestImage,
@@ -23,13 +30,6 @@ from tests.support.oci import (
     tar_bytes,
 )
 from tests.support.stores import open_catalog
-
-from sampan.errors import InvalidArgument, NotFound, SampanError
-from sampan.images import save as saving
-from sampan.images.archive import load
-from sampan.images.cancel import Cancel
-from sampan.images.catalog import Catalog
-from sampan.images.rootfs import import_rootfs
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.support.oci import simple_image
-from tests.support.registry import Answer, FakeRegistry, TokenServer, matching
 
 from sampan.errors import NotFound, SampanError, Unauthenticated
 from sampan.images import auth, remote
@@ -19,6 +17,8 @@ from sampan.images.catalog import Catalog
 from sampan.images.endpoints import RegistryConfig
 from sampan.images.pull import Puller
 from sampan.images.push import push
+from tests.support.oci import simple_image
+from tests.support.registry import Answer, FakeRegistry, TokenServer, matching
 
 BOB = Credentials(username="bob", password="s3cr3t")
 USERS = {"bob": "s3cr3t"}

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.support.oci import TestImage, digest, docker_archive, oci_files, simple_image, tar_bytes
-from tests.support.stores import open_catalog
 
 from sampan.errors import Conflict, InvalidArgument, NotFound
 from sampan.images import removal
@@ -20,6 +18,8 @@ from sampan.images.removal import DeleteItem, Use, collect, delete, prune
 from sampan.images.unpack import ensure
 from sampan.spec.image import History, RunConfig
 from sampan.spec.reference import parse_normalized
+from tests.support.oci import TestImage, digest, docker_archive, oci_files, simple_image, tar_bytes
+from tests.support.stores import open_catalog
 
 BASE = tar_bytes({"base": b"base"})
 

@@ -8,19 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import oci
-from tests.support.oci import TestImage, simple_image, tar_bytes
-from tests.support.registry import (
-    Answer,
-    FakeRegistry,
-    matching,
-    only_times,
-    replaced,
-    slow,
-    stalled,
-    truncated,
-    with_status,
-)
 
 from sampan.errors import (
     Cancelled,
@@ -35,6 +22,19 @@ from sampan.images.catalog import Catalog
 from sampan.images.endpoints import RegistryConfig
 from sampan.images.pull import Puller
 from sampan.images.transport import ConnectionFailed
+from tests.support import oci
+from tests.support.oci import TestImage, simple_image, tar_bytes
+from tests.support.registry import (
+    Answer,
+    FakeRegistry,
+    matching,
+    only_times,
+    replaced,
+    slow,
+    stalled,
+    truncated,
+    with_status,
+)
 
 BIG = tar_bytes({"big": bytes(range(256)) * 8192})  # 2 MiB
 
@@ -259,11 +259,11 @@ def test_a_cut_connection_is_taken_up_where_it_broke(
     assert ranges == [None, "bytes=500000-", "bytes=1000000-", "bytes=1500000-"]
 
 
-def test_a_stalled_connection_is_taken_up_again(registry: FakeRegistry, puller: Puller) -> None:
+def test_a_stalled_connection_is_taken_up_again(registry: FakeRegistry, impatient: Puller) -> None:
     image = TestImage(layers=[BIG], compress=False)
     registry.add("app", "latest", image)
     registry.faults.append(only_times(1, stalled("/blobs/" + oci.digest(BIG), 1_000_000)))
-    assert puller.pull(f"{registry.host}/app")[0].id == image.id
+    assert impatient.pull(f"{registry.host}/app")[0].id == image.id
 
 
 def test_a_server_that_ignores_range_is_read_again(registry: FakeRegistry, puller: Puller) -> None:
@@ -538,11 +538,11 @@ def test_a_redirect_elsewhere_than_http_is_refused(
         puller.pull(f"{registry.host}/app")
 
 
-def test_a_hang_ends(registry: FakeRegistry, puller: Puller) -> None:
+def test_a_hang_ends(registry: FakeRegistry, impatient: Puller) -> None:
     registry.add("app", "latest", simple_image())
     registry.faults.append(stalled("/manifests/", 5))
     with pytest.raises(SampanError):
-        puller.pull(f"{registry.host}/app")
+        impatient.pull(f"{registry.host}/app")
 
 
 # --- names and places ---------------------------------------------------------------------------------------

@@ -8,9 +8,6 @@ import json
 from typing import Any
 
 import pytest
-from tests.support import oci
-from tests.support.oci import TestImage, docker_archive, simple_image, tar_bytes
-from tests.support.registry import Answer, FakeRegistry, matching, only_times, with_status
 
 from sampan.errors import InvalidArgument, NotFound, SampanError
 from sampan.images.archive import load
@@ -18,6 +15,9 @@ from sampan.images.catalog import Catalog
 from sampan.images.endpoints import RegistryConfig
 from sampan.images.pull import Puller
 from sampan.images.push import push
+from tests.support import oci
+from tests.support.oci import TestImage, docker_archive, simple_image, tar_bytes
+from tests.support.registry import Answer, FakeRegistry, matching, only_times, with_status
 
 BIG = tar_bytes({"big": bytes(range(256)) * 4096})
 

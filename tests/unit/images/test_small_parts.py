@@ -294,9 +294,8 @@ def test_host_is_empty_and_only_ours_is_filled(catalog: Catalog, tmp_path: Path)
 def test_an_image_that_claims_to_be_the_host_is_not(catalog: Catalog, tmp_path: Path) -> None:
     import io
 
-    from tests.support.oci import docker_archive, simple_image
-
     from sampan.images.archive import load
+    from tests.support.oci import docker_archive, simple_image
 
     builtin.ensure(catalog, "host")
     for claim in ("", "true", "0" * 32):
