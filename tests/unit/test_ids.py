@@ -34,7 +34,7 @@ def test_a_unique_prefix_finds_and_a_shared_one_is_an_error() -> None:
     assert ids.by_prefix("zz", ["abc"]) is None
     assert ids.by_prefix("", ["abc"]) is None
     with pytest.raises(InvalidArgument, match="multiple IDs found with provided prefix: ab"):
-        ids.by_prefix("ab", ["abc", "abd"])
+        ids.by_prefix("ab", ["abc", "abe"])
 
 
 def test_generated_names_avoid_the_taken_ones() -> None:

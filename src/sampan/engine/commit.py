@@ -15,6 +15,7 @@ from sampan.images.cancel import Cancel
 from sampan.images.changes import apply_changes
 from sampan.images.rootfs import store_layer, target_reference
 from sampan.images.unpack import unpack
+from sampan.shim.client import ShimGone
 from sampan.spec.engine.container import ContainerConfig, IdResponse
 from sampan.spec.image import History, RunConfig
 from sampan.storage.snapshots import chain_ids
@@ -72,10 +73,8 @@ async def _freeze(container: Container) -> bool:
         return False
     try:
         await container.shim.call({"op": "pause"})
-    except SampanError:
-        if container.is_running and container.shim is not None:
-            raise
-        return False
+    except (ShimGone, NotFound):
+        return False  # it has just ended
     return True
 
 
