@@ -17,10 +17,13 @@ from collections.abc import AsyncIterator, Callable
 from sampan.errors import Cancelled
 
 LIMIT = 1 << 20
+# Waking a thread for every 32 KiB that a socket gives costs more than what the thread then does with it.
+BATCH = 256 << 10
+PATIENCE_S = 0.002
 
 
 class ByteInlet:
-    """Fed on the loop, read in a thread."""
+    """Fed on the loop, read in a thread. Small pieces are gathered before the thread is woken."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -30,6 +33,8 @@ class ByteInlet:
         self._ended = False
         self._error: Exception | None = None
         self._closed = False
+        self._due = False  # what there is may be read though it is little
+        self._timer: asyncio.TimerHandle | None = None
         self._room = asyncio.Event()
         self._room.set()
 
@@ -44,8 +49,18 @@ class ByteInlet:
             self._size += len(chunk)
             if self._size >= LIMIT:
                 self._room.clear()
-            self._condition.notify()
+            if self._size >= BATCH:
+                self._condition.notify()
+            elif self._timer is None:
+                self._timer = self._loop.call_later(PATIENCE_S, self._release)
         await self._room.wait()
+
+    def _release(self) -> None:
+        """The producer is slow: the thread takes what there is."""
+        self._timer = None
+        with self._condition:
+            self._due = bool(self._chunks)
+            self._condition.notify()
 
     def finish(self) -> None:
         """The body is complete."""
@@ -66,17 +81,21 @@ class ByteInlet:
         if size < 0:
             return b"".join(iter(lambda: self.read(LIMIT), b""))
         with self._condition:
-            while not self._chunks:
-                if self._error is not None:
+            while not (self._size >= BATCH or (self._chunks and (self._due or self._ended))):
+                if self._error is not None and not self._chunks:
                     raise self._error
+                if self._error is not None:
+                    break
                 if self._ended or self._closed:
                     return b""
                 self._condition.wait()
-            chunk = self._chunks.popleft()
+            chunk = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+            self._chunks.clear()
             if len(chunk) > size:
-                self._chunks.appendleft(chunk[size:])
+                self._chunks.append(chunk[size:])
                 chunk = chunk[:size]
             self._size -= len(chunk)
+            self._due = bool(self._chunks)
             if self._size < LIMIT and not self._room.is_set():
                 self._loop.call_soon_threadsafe(self._room.set)
         return chunk
