@@ -121,7 +121,10 @@ def _row(
     size = image.size
     tags, digests = list(image.repo_tags), list(image.repo_digests)
     if "reference" in filters:
-        tags = [t for t in tags if any(matches_reference(t, p) for p in filters["reference"])]
+        patterns = filters["reference"]
+        tags = [t for t in tags if any(matches_reference(t, p) for p in patterns)]
+        names = {tag.rpartition(":")[0] for tag in tags}
+        digests = [d for d in digests if d.partition("@")[0] in names]
     if version < (1, 43):
         tags = tags or ["<none>:<none>"]
         digests = digests or ["<none>@<none>"]

@@ -159,7 +159,7 @@ def _before(process: Process, container: Process, container_id: str) -> list[Ste
     if process.get("selinuxLabel") or process.get("apparmorProfile"):
         steps.append(Step("have a verified procfs", mounting.have_proc))
     blame = f'chdir to cwd ("{cwd}") set in config.json failed'
-    steps.append(Step(f"go to {cwd}", security.change_directory, cwd, blame=blame))
+    steps.append(Step(f"go to {cwd}", security.enter_directory, cwd, blame=blame))
     return steps
 
 

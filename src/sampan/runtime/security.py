@@ -248,6 +248,11 @@ def change_directory(stage: Stage, path: str) -> None:
         posix.chdir(path)
 
 
+def enter_directory(stage: Stage, path: str) -> None:
+    """Into the cwd of one more process: what is missing there stays missing."""
+    posix.chdir(path)
+
+
 def _make_directories(path: str) -> None:
     """Inside our own root now, so by plain path."""
     parent = path.rstrip("/").rpartition("/")[0]
