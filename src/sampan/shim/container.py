@@ -20,7 +20,7 @@ from sampan import errors
 from sampan.cgroups.manager import open_manager
 from sampan.cgroups.watch import OomWatch
 from sampan.linux import constants as c
-from sampan.linux import fastjson, procfs
+from sampan.linux import fastjson
 from sampan.linux.fds import close_quietly
 from sampan.linux.paths import replace_file
 from sampan.linux.process import decode_status
@@ -132,8 +132,8 @@ class Container:
 
     # --- beginning ---------------------------------------------------------------------------------------------
 
-    def adopt(self, fds: list[int]) -> Message:
-        """Take over what the starter made; protocol.Started. Descriptors that are kept become -1 in `fds`."""
+    def adopt(self, fds: list[int]) -> int:
+        """Take over what the starter made; the listening socket. Descriptors that are kept become -1 in `fds`."""
         share, places = self._share, self._share["places"]
 
         def take(name: str) -> int:
@@ -160,8 +160,7 @@ class Container:
             outputs = {self.master: "stdout"}
             stdin = self.master if share.get("open_stdin") else -1
         self.streams.open(outputs, stdin)
-        self._write_state()
-        return started
+        return take("listener")
 
     def _open_log(self) -> None:
         """The starter has opened it once already; a disk that filled meanwhile costs the log, not the container."""
@@ -390,19 +389,7 @@ class Container:
 
     def state(self) -> Message:
         """protocol.State as the file has it."""
-        me = posix.getpid()
-        return {
-            "v": protocol.VERSION,
-            "id": self.id,
-            "status": self.status,
-            "pid": self.pid,
-            "start_time": self.start_time,
-            "started_at": self.started_at,
-            "oom_killed": self.oom_killed,
-            "shim_pid": me,
-            "shim_start_time": procfs.start_time(me),
-            "cgroup": self.cgroup_request,
-        }
+        return {**self._share["state"], "status": self.status, "oom_killed": self.oom_killed}
 
     def _write_state(self) -> None:
         try:

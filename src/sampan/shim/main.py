@@ -1,7 +1,7 @@
 """The SHIM: supervisor of one container. One process, one thread, one poll loop; outlives engine and launcher.
 
-    run(control)  ->  waits for Launch on the control socket (a spare shim waits here; end of file ends it)
-                  ->  Container.launch, listen on shim.sock, serve any number of engines
+    run(control)  ->  forks a starter, which waits for Launch on the control socket (a spare shim waits here)
+                  ->  adopts the container that the starter made, serves any number of engines
                   ->  process 1 ends: exit.json, "exit", teardown, "gone", leave
 
 It leads its own session, so no terminal and no process group of the engine reaches it, ignores the signals of a
@@ -11,15 +11,14 @@ pid namespace leaves behind becomes its child and is reaped here.
 
 from __future__ import annotations
 
+import _socket
 import posix
 
 from sampan import errors
-from sampan.linux import procfs
 from sampan.linux.fds import close_quietly
-from sampan.linux.paths import replace_file
 from sampan.linux.process import fork, set_name, set_subreaper
 from sampan.shim import protocol, starter
-from sampan.shim.channel import Channel, accept, listen, pair
+from sampan.shim.channel import Channel, accept, pair
 from sampan.shim.container import Container
 from sampan.shim.execs import Exec
 from sampan.shim.failure import complain, failure_of
@@ -27,7 +26,6 @@ from sampan.shim.loop import POLLIN, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     import signal as _signal
     from collections.abc import Callable
     from typing import Any
@@ -47,6 +45,7 @@ _LAZY = (
     "math",
     "sampan.cgroups.devices",
     "sampan.cgroups.manager",
+    "sampan.cgroups.systemd",
     "sampan.cgroups.v1",
     "sampan.cgroups.v2",
     "sampan.cgroups.watch",
@@ -134,32 +133,27 @@ class Shim:
             self.loop.stop()
             return
         share, fds = received
-        self._meet(self._control)
-        self._subscribed.add(self._control.fileno())
-        if "error" in share:
-            reply: Message = {"error": share["error"]}
-        else:
-            reply = self._adopt(share, fds)
-        self._send(self._control, {"re": share.get("seq"), **reply})
-        if self._container is None:
-            self.loop.stop()
-        else:
-            self.loop.later(0, self._settle_in)
-            self.loop.later(0, self._reap)  # it may have ended before we knew whose end it was
-
-    def _adopt(self, share: Message, fds: list[int]) -> Message:
-        """The container is ours from here on. If that fails it ends with us (its parent-death signal)."""
-        set_subreaper()
-        container = Container(self.loop, share, notify=self._notify, on_gone=self._finish)
         try:
-            started = container.adopt(fds)
-        except Exception as error:  # noqa: BLE001 - a defect of ours: say it, end both
+            self._adopt(share, fds)
+        except Exception as error:  # noqa: BLE001 - a defect of ours: the container ends with us
             complain(error)
-            return {"error": failure_of(error)}
+            self.loop.stop()
         finally:
             close_quietly(*fds)
+
+    def _adopt(self, share: Message, fds: list[int]) -> None:
+        """The container is ours from here on; the engine was told already."""
+        set_subreaper()
+        self._subscribed.add(self._control.fileno())
+        container = Container(self.loop, share, notify=self._notify, on_gone=self._finish)
         self._container = container
-        return dict(started)
+        self._meet(self._control)
+        listener = container.adopt(fds)
+        if listener >= 0:
+            self._listener = _socket.socket(fileno=listener)
+            self._listener.setblocking(False)
+            self.loop.watch(listener, POLLIN, self._accept)
+        self.loop.later(0, self._reap)  # it may have ended before we knew whose end it was
 
     # --- engines -----------------------------------------------------------------------------------------------
 
@@ -240,20 +234,6 @@ class Shim:
         if self._container is None:
             raise errors.Conflict("nothing was launched here yet")
         return self._container
-
-    def _settle_in(self) -> None:
-        """What the caller need not wait for: the socket for later engines."""
-        directory = self.container.directory
-        me = posix.getpid()
-        try:
-            self._listener = listen(f"{directory}/{protocol.SHIM_SOCKET}")
-            self._listener.setblocking(False)
-            self.loop.watch(self._listener.fileno(), POLLIN, self._accept)
-            replace_file(
-                f"{directory}/{protocol.SHIM_PID}", b"%d %d\n" % (me, procfs.start_time(me)), 0o600
-            )
-        except OSError as error:
-            self._notify({"event": "log_trouble", "message": f"{directory}: {error}", "lost": 0})
 
     def _finish(self) -> None:
         """The container is gone and every client served: leave without a trace but the files."""

@@ -22,10 +22,12 @@ from sampan import errors
 from sampan.linux import fastjson
 from sampan.linux.fds import close_quietly
 from sampan.linux.paths import replace_file
-from sampan.linux.process import set_parent_death_signal
+from sampan.linux.process import set_name, set_parent_death_signal
+from sampan.linux.procfs import start_time
 from sampan.runtime.launch import Launch
 from sampan.runtime.plan import make_plan
 from sampan.shim import protocol
+from sampan.shim.channel import listen
 from sampan.shim.container import check_attach, make_client
 from sampan.shim.failure import complain, failure_of
 from sampan.shim.logs import open_log
@@ -60,6 +62,7 @@ def run(control: Channel, shim: Channel) -> NoReturn:
     """The starter's whole life: the first Launch that comes, or end of file."""
     try:
         set_parent_death_signal(_SIGKILL)
+        set_name("sampan-starter")
         received = _await_launch(control)
         if received is not None:
             _serve(*received, control, shim)
@@ -91,19 +94,41 @@ def _await_launch(control: Channel) -> tuple[Message, list[int]] | None:
 
 
 def _serve(message: Message, fds: list[int], control: Channel, shim: Channel) -> None:
+    """Start it, write it down, answer the engine, hand over, tidy up: the engine waits for the first three only."""
     start = Start(message, fds)
     try:
         share, descriptors = start.perform()
+        directory = share["dir"]
+        _write(f"{directory}/{protocol.STATE_FILE}", share["state"])
     except Exception as error:  # noqa: BLE001 - whatever went wrong is the engine's to know
         start.refuse_clients()
-        shim.send({"seq": message.get("seq"), "error": failure_of(error)})
+        control.send({"re": message.get("seq"), "error": failure_of(error)})
         return
-    shim.send(share, descriptors)
+    control.send({"re": message.get("seq"), **share["started"]})
     control.close()
+    _open_door(share, descriptors)
+    shim.send(share, descriptors)
     close_quietly(*descriptors)
     record = {key: value for key, value in message.items() if key not in ("attach", "seq")}
-    path = f"{message['dir']}/{protocol.LAUNCH_FILE}"
-    replace_file(path, fastjson.dump_bytes(record), 0o600)
+    _write(f"{directory}/{protocol.LAUNCH_FILE}", record)
+
+
+def _write(path: str, value: Message) -> None:
+    replace_file(path, fastjson.dump_bytes(value), 0o600)
+
+
+def _open_door(share: Message, descriptors: list[int]) -> None:
+    """The socket for later engines, and who serves it. A container is not lost for want of it."""
+    directory, state = share["dir"], share["state"]
+    try:
+        listener = listen(f"{directory}/{protocol.SHIM_SOCKET}")
+        who = b"%d %d\n" % (state["shim_pid"], state["shim_start_time"])
+        replace_file(f"{directory}/{protocol.SHIM_PID}", who, 0o600)
+    except OSError as error:
+        complain(error)
+        return
+    share["places"]["listener"] = len(descriptors)
+    descriptors.append(listener.detach())
 
 
 class Start:
@@ -201,6 +226,7 @@ class Start:
         share = {key: message[key] for key in _SHARED if key in message}
         share |= {
             "started": started,
+            "state": self._state(started),
             "places": places,
             "shares_pids": _shares_pids(message["spec"]),
             "oom": None
@@ -210,6 +236,22 @@ class Start:
             "filter": _pack_filter(plan.filter),
         }
         return share, descriptors
+
+    def _state(self, started: Message) -> Message:
+        """protocol.State; the shim is our parent."""
+        shim = posix.getppid()
+        return {
+            "v": protocol.VERSION,
+            "id": str(self._message["id"]),
+            "status": "running",
+            "pid": started["pid"],
+            "start_time": started["start_time"],
+            "started_at": started["started_at"],
+            "oom_killed": False,
+            "shim_pid": shim,
+            "shim_start_time": start_time(shim),
+            "cgroup": self._message.get("cgroup") or {},
+        }
 
 
 def _watch_oom(starter: Launch) -> Any:
