@@ -234,3 +234,18 @@ def test_a_build_whose_client_leaves_is_ended(engine: EngineProcess, context: Pa
     while list((engine.run / "containers").glob("*")) and time.monotonic() < end:
         time.sleep(0.05)
     assert not list((engine.run / "containers").glob("*"))
+
+
+def test_the_cache_is_shown_and_pruned(engine: EngineProcess, context: Path) -> None:
+    build(
+        engine,
+        context,
+        "FROM busybox\nRUN --mount=type=cache,target=/prune-me echo x > /prune-me/f\n",
+    )
+    listed = engine.docker("system", "df", "-v").stdout
+    assert "cached mount /prune-me" in listed
+    engine.docker("rmi", "built")
+    assert "Total:" in engine.docker("builder", "prune", "-af").stdout
+    assert "cached mount /prune-me" not in engine.docker("system", "df", "-v").stdout
+    _, out, _ = build(engine, context, "FROM busybox\nRUN echo after\n")
+    assert "Successfully built" in out

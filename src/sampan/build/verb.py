@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sampan.build import fetch
+from sampan.build import fetch, upkeep
 from sampan.build.cache import BuildCache
 from sampan.build.context import Context, dockerfile_name
 from sampan.build.graph import (
@@ -92,6 +92,7 @@ class Builder:
         self._private: set[str] = set()
         self.running: dict[str, asyncio.Task[Any]] = {}
         engine.catalog.keepers.append(self.cache.chain_ids)
+        engine.build_cache_rows.append(lambda: upkeep.rows(self))
         self.cache.sweep()
 
     def mount_lock(self, identity: str) -> asyncio.Lock:

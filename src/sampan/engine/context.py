@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sampan.network.manager import NetworkManager
     from sampan.shim.client import LauncherClient
     from sampan.shim.logwatch import LogWatch
+    from sampan.spec.engine.image import BuildCacheRecord
     from sampan.storage.blobs import BlobStore
     from sampan.storage.snapshots import Snapshotter
     from sampan.storage.volumes import Volumes
@@ -99,6 +100,8 @@ class Engine:
     )  # health probes
     pruning: set[str] = field(default_factory=set)  # kinds of prune under way
     user_cache: dict[tuple[str, str, tuple[str, ...]], ExecUser] = field(default_factory=dict)
+    # Rooms above that keep layers say here what they keep: `system df` shows it.
+    build_cache_rows: list[Callable[[], list[BuildCacheRecord]]] = field(default_factory=list)
     started_ns: int = field(default_factory=time.time_ns)
 
     async def run_blocking(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

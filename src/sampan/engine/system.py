@@ -271,12 +271,16 @@ async def disk_usage(
     if "volume" in types:
         users = volumes.users_by_volume(engine)
         volume_rows = await engine.run_blocking(volumes.usage_rows, engine, users)
+    cache = None
+    if "build-cache" in types:
+        tellers = engine.build_cache_rows
+        cache = [row for tell in tellers for row in await engine.run_blocking(tell)]
     return DiskUsage(
         layers_size=layers_size,
         images=images,
         containers=rows,
         volumes=volume_rows,
-        build_cache=[] if "build-cache" in types else None,
+        build_cache=cache,
     )
 
 
