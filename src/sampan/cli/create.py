@@ -85,6 +85,7 @@ def _host_config(options: Options) -> dict[str, Any]:
     if swappiness != -1 and not 0 <= swappiness <= 100:
         raise Wrong(f"invalid value: {swappiness}. Valid memory swappiness range is 0-100")
     security, masked, readonly = _security(options.list("security-opt"))
+    added, dropped = _capabilities(options.list("cap-add"), options.list("cap-drop"))
     networks = networks_of(options)
     host: dict[str, Any] = {
         "ContainerIDFile": options.text("cidfile"),
@@ -95,8 +96,8 @@ def _host_config(options: Options) -> dict[str, Any]:
         "VolumeDriver": options.text("volume-driver"),
         "VolumesFrom": _some(options, "volumes-from"),
         "ConsoleSize": [0, 0],
-        "CapAdd": _some(options, "cap-add"),
-        "CapDrop": _some(options, "cap-drop"),
+        "CapAdd": added,
+        "CapDrop": dropped,
         "CgroupnsMode": _mode(options, "cgroupns", "CGROUP", ("", "host", "private")),
         "Dns": options.list("dns"),
         "DnsOptions": options.list("dns-option") + options.list("dns-opt"),
@@ -180,6 +181,19 @@ def _some(options: Options, name: str) -> list[Any] | None:
     return options.list(name) or None
 
 
+def _capabilities(add: list[str], drop: list[str]) -> tuple[list[str] | None, list[str] | None]:
+    """Names in full and in order; what is added is not dropped, and ALL stands for the rest."""
+
+    def named(given: list[str]) -> set[str]:
+        names = {name.strip().upper() for name in given}
+        names = {n if n in ("ALL", "RESET") or n.startswith("CAP_") else f"CAP_{n}" for n in names}
+        return {"ALL"} if "ALL" in names else names
+
+    added = named(add)
+    dropped = named(drop) - added
+    return sorted(added - {"RESET"}) or None, sorted(dropped - {"RESET"}) or None
+
+
 def _ulimits(limits: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last of a name wins; sorted by name."""
     by_name = {limit["Name"]: limit for limit in limits}
@@ -238,7 +252,7 @@ def _security(given: list[str]) -> tuple[list[str] | None, list[str] | None, lis
             masked, readonly = [], []
         else:
             sent.append(option)
-    return sent or None, masked, readonly
+    return sent if given else None, masked, readonly
 
 
 def _profile(path: str) -> str:

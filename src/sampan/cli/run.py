@@ -46,9 +46,7 @@ def run(session: Session, options: Options) -> int:
     detach = options.flag("detach")
     if detach:
         if options.list("attach"):
-            raise Failure(
-                "conflicting options: cannot specify both --attach and --detach", status=125
-            )
+            raise Failure("conflicting options: cannot specify both --attach and --detach")
         body.update(AttachStdin=False, AttachStdout=False, AttachStderr=False, StdinOnce=False)
     else:
         streams.check_terminal(attach_stdin=body["AttachStdin"], tty=body["Tty"])

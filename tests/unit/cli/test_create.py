@@ -146,10 +146,20 @@ def test_environment_files(tmp_path: Path) -> None:
 
 def test_system_paths_can_be_opened() -> None:
     host = body("--security-opt", "systempaths=unconfined", "busybox")["HostConfig"]
-    assert host["SecurityOpt"] is None and host["MaskedPaths"] == [] and host["ReadonlyPaths"] == []
+    assert host["SecurityOpt"] == [] and host["MaskedPaths"] == [] and host["ReadonlyPaths"] == []
 
 
 def test_proxies_of_the_configuration_do_not_override() -> None:
     config = {"proxies": {"default": {"httpProxy": "http://p", "noProxy": "x"}}}
     made = create.proxy_environment(config, "unix:///s", ["HTTP_PROXY=mine"])
     assert made == ["http_proxy=http://p", "NO_PROXY=x", "no_proxy=x"]
+
+
+def test_capabilities_are_sent_in_full() -> None:
+    host = body("--cap-add", "net_admin", "--cap-add", "CAP_CHOWN", "--cap-drop", "all", "busybox")[
+        "HostConfig"
+    ]
+    assert host["CapAdd"] == ["CAP_CHOWN", "CAP_NET_ADMIN"] and host["CapDrop"] == ["ALL"]
+    assert body("--cap-add", "ALL", "--cap-add", "KILL", "busybox")["HostConfig"]["CapAdd"] == [
+        "ALL"
+    ]
