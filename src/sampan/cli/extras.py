@@ -1,4 +1,4 @@
-"""What docker cannot do and Sampan's engine can: ports and mounts of running containers, checking the image store."""
+"""What docker cannot do and Sampan's engine can: ports of running containers, checking the image store."""
 
 from __future__ import annotations
 
@@ -52,55 +52,16 @@ def port_add(session: Session, options: Options) -> int:
 
 def port_rm(session: Session, options: Options) -> int:
     name = options.args[0]
-    for port, _ in _mappings(options.args[1:]):
-        path = f"/containers/{escape(name)}/ports"
-        _ask(
-            session, "DELETE", path, "unpublish ports of running containers", query={"port": port}
-        ).read()
-        out(port)
-    return 0
-
-
-def mount_add(session: Session, options: Options) -> int:
-    name = options.args[0]
-    mounts = list(options.list("mount")) + [_from_volume(spec) for spec in options.list("volume")]
-    if not mounts:
-        raise Failure("nothing to mount: name it with --mount or -v", status=125)
-    for mount in mounts:
-        path = f"/containers/{escape(name)}/mounts"
-        _ask(session, "POST", path, "mount into running containers", body=mount).read()
-        out(mount["Target"])
-    return 0
-
-
-def _from_volume(spec: str) -> dict[str, Any]:
-    """'src:dst[:ro]' as a mount."""
-    from sampan.cli.values import absolute
-
-    parts = spec.split(":")
-    if (
-        len(parts) not in (2, 3)
-        or not all(parts)
-        or (len(parts) == 3 and parts[2] not in ("ro", "rw"))
-    ):
-        raise Failure(f"invalid volume specification: '{spec}'", status=125)
-    source = absolute(parts[0])
-    return {
-        "Type": "bind" if source.startswith("/") else "volume",
-        "Source": source,
-        "Target": parts[1],
-        "ReadOnly": parts[2:] == ["ro"],
-    }
-
-
-def mount_rm(session: Session, options: Options) -> int:
-    name = options.args[0]
-    for target in options.args[1:]:
-        path = f"/containers/{escape(name)}/mounts"
-        _ask(
-            session, "DELETE", path, "unmount from running containers", query={"target": target}
-        ).read()
-        out(target)
+    for spec in options.args[1:]:
+        if ":" in spec:
+            raise Failure(
+                f"invalid port: {spec}: name the container's port alone, as in 80/tcp", status=125
+            )
+        for port, _ in _mappings([spec]):
+            path = f"/containers/{escape(name)}/ports"
+            what = "unpublish ports of running containers"
+            _ask(session, "DELETE", path, what, query={"port": port}).read()
+            out(port)
     return 0
 
 

@@ -141,19 +141,6 @@ _ALL = (
         aliases=("container list", "container ps", "ps"),
     ),
     Command(
-        "container mount add", "[OPTIONS] CONTAINER", (1, 1), "extras:mount_add",
-        "Mount a directory or volume into a running container",
-        (
-            ("mount", "", "mount", None, "Mount: type=bind|volume,src=...,dst=...[,ro]"),
-            ("volume", "v", "list", None, "Volume or directory of the host (src:dst[:ro])"),
-        ),
-        own=True,
-    ),
-    Command(
-        "container mount rm", "CONTAINER PATH [PATH...]", (2, -1), "extras:mount_rm",
-        "Take a mount out of a running container", own=True,
-    ),
-    Command(
         "container pause", SOME, (1, -1), "lifecycle:pause", "Freeze all processes of containers", aliases=("pause",)
     ),
     Command(

@@ -31,11 +31,10 @@ GROUPS = {
     "builder": {"build": "image build", "prune": "builder prune"},
     "container": _group(
         "container",
-        "attach commit cp create diff exec export inspect kill logs ls mount pause port prune rename restart rm run "
+        "attach commit cp create diff exec export inspect kill logs ls pause port prune rename restart rm run "
         "start stats stop top unpause update wait",
         list="ls", ps="ls", remove="rm",
     ),
-    "container mount": _group("container mount", "add rm", remove="rm"),
     "context": _group(
         "context", "create export import inspect ls rm show update use", list="ls", remove="rm"
     ),
@@ -56,7 +55,6 @@ GROUPS = {
 GROUP_HELP = {
     "builder": "Look after builds and their cache",
     "container": "Run, change and remove containers",
-    "container mount": "Add and remove mounts of a running container",
     "context": "Keep the addresses of engines under names",
     "image": "Get, make and remove images",
     "manifest": "Look at and put together manifest lists",

@@ -68,7 +68,7 @@ _ALL = (
         "Publish ports of a running container", own=True,
     ),
     Command(
-        "network port rm", "CONTAINER [HOST_IP:][HOST_PORT:]PORT[/PROTO] [...]", (2, -1), "extras:port_rm",
+        "network port rm", "CONTAINER PORT[/PROTO] [...]", (2, -1), "extras:port_rm",
         "Unpublish ports of a running container", own=True,
     ),
     Command(
