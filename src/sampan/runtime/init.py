@@ -41,7 +41,9 @@ def _recipe(plan: LaunchPlan, stage: Stage) -> None:
     set_dumpable(plan.maps_ids)
     if not plan.keeps_session:
         posix.setsid()
-    posix.umask(0)  # what is made on the way has exactly the mode it is given; the program gets its own later
+    posix.umask(
+        0
+    )  # what is made on the way has exactly the mode it is given; the program gets its own later
     arrange_stdio(stage)
     _keep_only(stage)
 

@@ -300,8 +300,13 @@ class Launch:
 
     def _run_hooks(self) -> None:
         plan = self.plan
+        # prestart is older than the state `creating` and has always been told `created`
+        hooks.run_all(
+            plan.hooks.get("prestart"),
+            "prestart",
+            hooks.state_of(plan, "created", self._made().pid),
+        )
         state = hooks.state_of(plan, "creating", self._made().pid)
-        hooks.run_all(plan.hooks.get("prestart"), "prestart", state)
         hooks.run_all(plan.hooks.get("createRuntime"), "createRuntime", state)
 
     def _raise_failure(self, kind: bytes, text: str) -> NoReturn:

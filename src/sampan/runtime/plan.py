@@ -449,6 +449,7 @@ def _plan_process(
             plan.filter,
             rootless=plan.rootless and in_new_userns,
             die_with_parent=bool(extra.get("die_with_parent")),
+            keep_groups=plan.annotations.get("run.oci.keep_original_groups") == "1",
         )
     )
 
@@ -508,6 +509,7 @@ def finish_steps(
     *,
     rootless: bool = False,
     die_with_parent: bool = False,
+    keep_groups: bool = False,
 ) -> list[Step]:
     """From the last Python decision to execve: see security.py for the order and its reasons."""
     user = process.get("user") or {}
@@ -553,7 +555,7 @@ def finish_steps(
             uid,
             gid,
             groups,
-            not (rootless and not groups),
+            not keep_groups and not (rootless and not groups),
         )
     )
     steps.append(Step("check the working directory", security.check_directory))

@@ -55,9 +55,7 @@ def plan_rootfs(
         path = root["path"]
         rootfs = clean(path if path.startswith("/") else plan.bundle + "/" + path)
     plan.rootfs = rootfs
-    if "mount" in namespaces.kinds and not namespaces.makes("mount"):
-        return _joined_mount_namespace(spec)
-    own_tree = namespaces.makes("mount")
+    own_tree = "mount" in namespaces.kinds
     propagation = _propagation(spec)
     steps = _root_steps(plan, spec, rootfs, rootfs_mounts, own_tree, propagation, namespaces)
     if image_root:
@@ -80,14 +78,6 @@ def _propagation(spec: Spec) -> int:
     if word not in PROPAGATION:
         raise InvalidArgument(f"linux.rootfsPropagation: unknown value {word!r}")
     return PROPAGATION[word]
-
-
-def _joined_mount_namespace(spec: Spec) -> list[Step]:
-    """Somebody else made that tree: nothing is mounted, the process starts in it."""
-    return [
-        Step("use the mount namespace as it is", mounting.use_current_root),
-        *_cwd_steps(spec["process"]),
-    ]
 
 
 def _root_steps(
