@@ -45,19 +45,21 @@ from sampan.engine.records import (
 )
 from sampan.errors import Conflict, SampanError
 from sampan.images.catalog import Catalog
-from sampan.images.endpoints import RegistryConfig
+from sampan.images.endpoints import Proxies, RegistryConfig, proxies_from_environment
 from sampan.images.pull import Puller
 from sampan.network.manager import NetworkManager, Settings
 from sampan.shim.client import LauncherClient
 from sampan.shim.logwatch import LogWatch
 from sampan.storage.blobs import BlobStore
 from sampan.storage.drivers import open_snapshotter
+from sampan.storage.tar import Limits
 from sampan.storage.volumes import Volumes
 from sampan.store import Store
 
 log = logging.getLogger("sampan.daemon")
 
 POOL_SIZE = 32
+RESERVE_BYTES = 2 << 20
 GOARCH = {
     "x86_64": "amd64",
     "aarch64": "arm64",
@@ -138,8 +140,19 @@ def make_directories(config: Config) -> None:
 # -- the services ----------------------------------------------------------------------------------
 
 
+def registry_proxies(config: Config) -> Proxies:
+    """daemon.json's `proxies`, each falling back to the environment's."""
+    environment = proxies_from_environment()
+    return Proxies(
+        http=config.http_proxy or environment.http,
+        https=config.https_proxy or environment.https,
+        no_proxy=config.no_proxy or environment.no_proxy,
+    )
+
+
 def build_engine(config: Config) -> Engine:
     """Everything but what needs a running loop."""
+    (config.root / "reserve").unlink(missing_ok=True)  # made again once we are ready
     store = Store(config.store_path)
     if store.damage:
         log.error("the store was damaged: %s", store.damage)
@@ -154,7 +167,10 @@ def build_engine(config: Config) -> Engine:
         concurrent_downloads=config.max_concurrent_downloads,
         concurrent_uploads=config.max_concurrent_uploads,
         attempts=config.max_download_attempts,
+        proxies=registry_proxies(config),
     )
+    if config.max_layer_size:
+        catalog.limits = Limits(bytes=config.max_layer_size)
     return Engine(
         id=engine_id(store),
         config=config,
@@ -357,6 +373,7 @@ async def serve(config: Config) -> None:
     builder = await engine.run_blocking(Builder, engine)
     server = ApiServer(engine, builder)
     await server.listen()
+    keep_reserve(engine)
     gc.freeze()
     notify("READY=1")
     log.info("engine %s is ready: %s containers", engine.id, len(engine.containers))
@@ -366,6 +383,22 @@ async def serve(config: Config) -> None:
     await server.close(grace_seconds=min(5, config.shutdown_timeout))
     unwatch()
     await shut_down(engine)
+
+
+def keep_reserve(engine: Engine) -> None:
+    """Space that is given up when the disk is full, so that stop, rm and start still work then."""
+    path = engine.config.root / "reserve"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, RESERVE_BYTES)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        log.warning("no space could be kept in reserve: %s", error)
+        path.unlink(missing_ok=True)
+        return
+    engine.store.spare_file = path
 
 
 def _watch_rules(engine: Engine) -> Callable[[], None]:

@@ -9,7 +9,7 @@ A `kind` is one room's word ('container', 'network', 'image', ...). The store kn
 in bytes or msgspec Structs and get bytes or decoded Structs back.
 
 Durability: WAL with synchronous=NORMAL never corrupts and survives kill -9 of the process whole; `sync()`
-forces what was committed to the disk. A damaged file is set aside as store.db.damaged-<n>, a new one is
+forces what was committed to the disk. On a full disk `spare_file` is given up once. A damaged file is set aside as store.db.damaged-<n>, a new one is
 begun, and `Store.damage` says so: rooms that keep per-object copies rebuild from them.
 
 Sources: sqlite.org/wal.html, sqlite.org/pragma.html (quick_check, synchronous), sqlite.org/threadsafe.html.
@@ -32,6 +32,7 @@ from sampan.errors import Conflict, Internal
 T = TypeVar("T")
 
 _ENCODER = msgspec.json.Encoder()
+_PUT = "INSERT INTO records VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET body = excluded.body"
 
 # Each entry takes the file from schema n to n + 1. Never edit one that was released: append.
 MIGRATIONS: tuple[str, ...] = (
@@ -54,6 +55,17 @@ class NameTaken(Conflict):
         self.key = key
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """A full disk or a failing one, in words; the transaction was rolled back by SQLite."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise Internal(
+            f"the store cannot be written: {error}", hint="is there space left on the device?"
+        ) from error
+
+
 class Store:
     """Records by (kind, key). Safe to call from any thread; every call is one transaction
     unless it runs inside `with store.transaction():`."""
@@ -61,6 +73,7 @@ class Store:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.damage = ""
+        self.spare_file: Path | None = None  # a file whose space is given up when the disk is full
         self._lock = threading.RLock()
         self._depth = 0
         self._db = self._open_or_set_aside()
@@ -110,7 +123,7 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing; nests (the outermost commits)."""
-        with self._lock:
+        with self._lock, _told():
             if self._depth == 0:
                 self._db.execute("BEGIN IMMEDIATE")
             self._depth += 1
@@ -142,12 +155,22 @@ class Store:
 
     def put(self, kind: str, key: str, record: object) -> None:
         body = record if isinstance(record, bytes) else _ENCODER.encode(record)
-        with self._lock:
-            self._db.execute(
-                "INSERT INTO records VALUES (?, ?, ?) "
-                "ON CONFLICT (kind, key) DO UPDATE SET body = excluded.body",
-                (kind, key, body),
-            )
+        with self._lock, _told():
+            try:
+                self._db.execute(_PUT, (kind, key, body))
+            except sqlite3.OperationalError as error:
+                # SQLite has rolled a transaction back by now, so only a lone write can be tried again.
+                if "full" not in str(error) or not self._give_up_reserve() or self._depth:
+                    raise
+                self._db.execute(_PUT, (kind, key, body))
+
+    def _give_up_reserve(self) -> bool:
+        """What must be written to stop, remove and restart containers is little: the spare file is for that."""
+        spare, self.spare_file = self.spare_file, None
+        if spare is None:
+            return False
+        spare.unlink(missing_ok=True)
+        return True
 
     def get_raw(self, kind: str, key: str) -> bytes | None:
         with self._lock:
@@ -199,7 +222,7 @@ class Store:
 
     def reserve(self, kind: str, name: str, key: str) -> None:
         """Give `name` to `key`; raises NameTaken where another holds it."""
-        with self._lock:
+        with self._lock, _told():
             try:
                 self._db.execute("INSERT INTO names VALUES (?, ?, ?)", (kind, name, key))
             except sqlite3.IntegrityError:

@@ -139,3 +139,19 @@ def test_one_damaged_record_is_told_and_the_others_are_read(store: Store) -> Non
     found = store.items("thing", Thing, on_damage=lambda key, _body, _error: told.append(key))
     assert found == [("good", Thing(a=1))]
     assert told == ["bad"]
+
+
+def test_a_full_disk_is_told_and_the_spare_file_given_up_once(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    spare = tmp_path / "spare"
+    spare.write_bytes(b"x")
+    store.spare_file = spare
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count={pages + 2}")
+    with pytest.raises(Internal, match="cannot be written"):
+        for number in range(1000):
+            store.put("thing", str(number), Thing(b="x" * 500))
+    assert not spare.exists()
+    store._db.execute("PRAGMA max_page_count=100000")
+    store.put("thing", "after", Thing())
+    assert store.get("thing", "after", Thing) == Thing()

@@ -8,6 +8,7 @@ container with `Containers.find(ref)`, takes `container.lock` for its whole leng
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ import msgspec
 
 from sampan import ids
 from sampan.engine.records import CONTAINER, STATE, ContainerRecord, ContainerState, Status
-from sampan.errors import Conflict, NotFound
+from sampan.errors import Conflict, Internal, NotFound
 from sampan.store import NameTaken, Store
 
 if TYPE_CHECKING:
     from sampan.engine.shims import Shim
     from sampan.engine.streams import PendingAttach
+
+log = logging.getLogger("sampan.engine")
 
 
 class Container:
@@ -72,10 +75,15 @@ class Container:
         self.record = record
 
     def save_state(self, **changes: Any) -> None:
-        """Facts are facts: memory has them even if the disk is full; the store catches up at the next change."""
+        """Facts are facts: memory has them even where the disk is full, and verbs go on. The store catches up at the
+        next change; an engine that starts before that finds the same facts in the run directory."""
         self.state = msgspec.structs.replace(self.state, **changes)
-        if not self.removed:
+        if self.removed:
+            return
+        try:
             self._store.put(STATE, self.id, self.state)
+        except Internal as error:
+            log.error("the state of container %s could not be stored: %s", self.id[:12], error)
 
     def answer_exit(self, exit_code: int) -> None:
         waiters, self.exit_waiters = self.exit_waiters, []
