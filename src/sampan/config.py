@@ -79,6 +79,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrent_downloads: int = 3
     max_concurrent_uploads: int = 5
     max_download_attempts: int = 5
+    max_layer_size: int = 0  # bytes of one layer, unpacked; 0 is as much as the disk holds
 
     storage_driver: str = ""
     storage_opts: tuple[str, ...] = ()
@@ -221,6 +222,7 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "max-concurrent-downloads": ("max_concurrent_downloads", _number),
     "max-concurrent-uploads": ("max_concurrent_uploads", _number),
     "max-download-attempts": ("max_download_attempts", _number),
+    "max-layer-size": ("max_layer_size", _size),
     "storage-driver": ("storage_driver", _text),
     "storage-opts": ("storage_opts", _texts),
     "cgroup-parent": ("cgroup_parent", _text),

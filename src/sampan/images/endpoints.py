@@ -77,7 +77,6 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: float = 15.0
     retry_delay_s: float = 1.0
     attempts: int = 5
-    layer_limit_bytes: int = 0  # largest unpacked layer; 0 is no limit
 
     def is_insecure(self, domain: str) -> bool:
         host, _, _ = split_host(domain)

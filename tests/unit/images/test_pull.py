@@ -22,6 +22,7 @@ from sampan.images.catalog import Catalog
 from sampan.images.endpoints import RegistryConfig
 from sampan.images.pull import Puller
 from sampan.images.transport import ConnectionFailed
+from sampan.storage.tar import Limits
 from tests.support import oci
 from tests.support.oci import TestImage, simple_image, tar_bytes
 from tests.support.registry import (
@@ -489,6 +490,19 @@ def test_the_message_names_the_layer_and_the_entry(registry: FakeRegistry, pulle
         puller.pull(f"{registry.host}/app")
     assert oci.digest(bad.blobs[0])[7:19] in str(caught.value)
     assert "escape" in str(caught.value)
+
+
+def test_a_layer_larger_than_the_limit_is_refused(
+    registry: FakeRegistry, puller: Puller, catalog: Catalog, tmp_path: Path
+) -> None:
+    """A small blob that becomes large: nothing of it stays, and the memory does not grow with it."""
+    bomb = TestImage(layers=[tar_bytes({"zeros": bytes(20 << 20)})])
+    assert len(bomb.blobs[0]) < 200_000
+    registry.add("bomb", "latest", bomb)
+    catalog.limits = Limits(bytes=1 << 20)
+    with pytest.raises(InvalidArgument):
+        puller.pull(f"{registry.host}/bomb")
+    assert_store_is_clean(catalog, tmp_path)
 
 
 def test_schema_1_is_refused_by_name(registry: FakeRegistry, puller: Puller) -> None:
