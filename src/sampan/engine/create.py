@@ -102,7 +102,7 @@ def with_defaults(
         "restart_policy": host.restart_policy if host.restart_policy.name else RestartPolicy(name="no"),
         "masked_paths": _paths(host.masked_paths, [] if open_paths else MASKED_PATHS),
         "readonly_paths": _paths(host.readonly_paths, [] if open_paths else READONLY_PATHS),
-        "security_opt": [text for text in host.security_opt or () if not text.startswith("systempaths")]
+        "security_opt": [text for text in host.security_opt or () if text != "systempaths=unconfined"]
         or None,
     }  # fmt: skip
     if unconfined:
