@@ -239,7 +239,7 @@ class Shim:
         """The container is gone and every client served: leave without a trace but the files."""
         container = self.container
         container.close_log()
-        for name in (protocol.SHIM_SOCKET, protocol.SHIM_PID, protocol.STATE_FILE):
+        for name in (protocol.STATE_FILE, protocol.SHIM_PID, protocol.SHIM_SOCKET):
             try:
                 posix.unlink(f"{container.directory}/{name}")
             except OSError:

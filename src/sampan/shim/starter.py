@@ -107,10 +107,19 @@ def _serve(message: Message, fds: list[int], control: Channel, shim: Channel) ->
     control.send({"re": message.get("seq"), **share["started"]})
     control.close()
     _open_door(share, descriptors)
-    shim.send(share, descriptors)
-    close_quietly(*descriptors)
+    _keep_request(message)
+    shim.send(
+        share, descriptors
+    )  # from here on the shim may report the end and the directory may go
+
+
+def _keep_request(message: Message) -> None:
+    """launch.json, for people and `explain`; a container is not lost for want of it."""
     record = {key: value for key, value in message.items() if key not in ("attach", "seq")}
-    _write(f"{directory}/{protocol.LAUNCH_FILE}", record)
+    try:
+        _write(f"{message['dir']}/{protocol.LAUNCH_FILE}", record)
+    except OSError as error:
+        complain(error)
 
 
 def _write(path: str, value: Message) -> None:

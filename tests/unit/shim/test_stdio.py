@@ -39,7 +39,7 @@ class Bench:
         self, *, replay: LogReader | None = None, live: bool = True, **wish: object
     ) -> socket.socket:
         ours, theirs = socket.socketpair()
-        ours.settimeout(5)
+        ours.settimeout(30)
         self.sockets.append(ours)
         client = Client(theirs.detach(), **wish)  # type: ignore[arg-type]
         self.streams.add_client(client, replay=replay, live=live)
