@@ -600,13 +600,15 @@ def add_neighbour(index: int, address: bytes, link_address: bytes) -> Request:
 class Address:
     """An address of a link."""
 
-    __slots__ = ("address", "family", "index", "prefix")
+    __slots__ = ("address", "family", "flags", "index", "prefix", "scope")
     family: int
+    flags: int
     index: int
     prefix: int
+    scope: int
 
     def __init__(self, body: bytes) -> None:
-        self.family, self.prefix, _, _, self.index = _IFADDR.unpack_from(body)
+        self.family, self.prefix, self.flags, self.scope, self.index = _IFADDR.unpack_from(body)
         found = parse_attributes(body[_IFADDR.size :])
         self.address = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b"")
 

@@ -300,6 +300,10 @@ class Launch:
 
     def _run_hooks(self) -> None:
         plan = self.plan
+        if plan.net_devices:
+            from .netdevices import move_devices
+
+            move_devices(plan.net_devices, self._made().pid)
         # prestart is older than the state `creating` and has always been told `created`
         hooks.run_all(
             plan.hooks.get("prestart"),
