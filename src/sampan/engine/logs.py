@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sampan.engine.live import Container
 
 READABLE = ("json-file", "local")
+FIRST_WORDS_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,8 @@ class LogStream:
         )
         token = engine.log_watch.add(path, self._wake.set) if options.follow else None
         try:
+            if not options.follow:
+                await self._let_it_speak()
             self._reader = await engine.run_blocking(self._open, path)
             while not self._closed:
                 # Whether it still runs is asked before the last read, so that nothing is missed.
@@ -79,8 +83,21 @@ class LogStream:
     def _is_live(self) -> bool:
         return self._container.is_running or self._container.state.restarting
 
-    def _lives(self) -> bool:
-        return self._container.is_running or self._container.state.restarting
+    async def _let_it_speak(self) -> None:
+        """Clients ask for the log right after `start`, which Docker answers much later than we do: a short program
+        gets the time to end that it would have had there."""
+        container = self._container
+        rest = FIRST_WORDS_S - (time.monotonic() - container.started_monotonic)
+        if not container.is_running or rest <= 0:
+            return
+        exit_seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        container.exit_waiters.append(exit_seen)
+        try:
+            await asyncio.wait((exit_seen,), timeout=rest)
+        finally:
+            exit_seen.cancel()
+            if exit_seen in container.exit_waiters:
+                container.exit_waiters.remove(exit_seen)
 
     def _open(self, path: str) -> LogReader:
         options = self._options
@@ -113,8 +130,6 @@ class LogStream:
                 self._container.exit_waiters.remove(exit_seen)
 
     def _remaining(self) -> float | None:
-        import time
-
         until = self._options.until_ns
         return None if until is None else max(0.0, (until - time.time_ns()) / 1e9)
 
