@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -151,3 +153,41 @@ def test_a_damaged_file_never_keeps_the_engine_from_starting(
     assert started.docker("ps", "-a", "--format", "{{.Names}}").stdout.split() == ["kept"]
     taken = started.docker("create", "--name", "kept", "busybox", "true", check=False)
     assert "already in use" in taken.stderr
+
+
+def shim_pid(engine: EngineProcess, name: str) -> int:
+    identity = inspect(engine, name, "{{.Id}}")
+    return int((engine.run / "containers" / identity / "shim.pid").read_text().split()[0])
+
+
+def test_a_container_ends_with_its_shim_and_its_policy_holds(started: EngineProcess) -> None:
+    started.docker("run", "-d", "--name", "plain", "busybox", "sleep", "1000")
+    started.docker("run", "-d", "--name", "back", "--restart", "always", "busybox", "sleep", "1000")
+    identity = inspect(started, "plain", "{{.Id}}")
+    for name in ("plain", "back"):
+        os.kill(shim_pid(started, name), signal.SIGKILL)
+    until(
+        lambda: inspect(started, "plain", "{{.State.Status}} {{.State.ExitCode}}") == "exited 137"
+    )
+    until(lambda: inspect(started, "back", "{{.State.Status}} {{.RestartCount}}") == "running 1")
+    until(lambda: not list(Path("/sys/fs/cgroup").glob(f"**/{identity}")))
+    started.docker("start", "plain")
+    assert started.docker("exec", "plain", "echo", "again").stdout == "again\n"
+
+
+def test_containers_outlive_the_launcher_and_new_ones_start(started: EngineProcess) -> None:
+    started.docker("run", "-d", "--name", "old", "busybox", "sleep", "1000")
+    before = inspect(started, "old", "{{.State.Pid}}")
+    shims = {shim_pid(started, "old")}
+    mark = str(started.run).encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) not in shims | {os.getpid()}:
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"sampan.shim.launcher" in command and mark in command:
+                os.kill(int(entry.name), signal.SIGKILL)
+    assert started.docker("run", "--rm", "busybox", "echo", "new").stdout == "new\n"
+    assert inspect(started, "old", "{{.State.Pid}}") == before
+    assert started.docker("exec", "old", "echo", "in").stdout == "in\n"

@@ -75,6 +75,10 @@ async def _freeze(container: Container) -> bool:
         await container.shim.call({"op": "pause"})
     except (ShimGone, NotFound):
         return False  # it has just ended
+    except Conflict as error:
+        if "is not running" not in error.message:
+            raise
+        return False  # the shim knows of an end before we do
     return True
 
 

@@ -9,6 +9,7 @@ stack; a start that succeeds drops it, because what a running container holds is
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sampan.cgroups.manager import open_manager
 from sampan.engine import networking, seccomp, users
 from sampan.engine.records import ContainerRecord, ContainerState, MountRecord
 from sampan.engine.specgen import DeviceNode, Sources
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from sampan.engine.context import Engine
 
 __all__ = ["Resources", "release", "take"]
+
+log = logging.getLogger("sampan.engine")
 
 MAX_PROFILE = seccomp.MAX_BYTES
 
@@ -93,6 +97,19 @@ def release(engine: Engine, record: ContainerRecord) -> None:
     networking.release(engine, record.id)
     release_volume_mounts(engine, record.id, record.mounts)
     engine.volumes.drop_shared_memory(record.id)
+
+
+def sweep_cgroup(engine: Engine, record: ContainerRecord) -> None:
+    """Blocking: what a killed shim could not tidy up: processes that are left, and the cgroup itself."""
+    manager = open_manager(
+        cgroup_path(engine, record), driver=engine.config.cgroup_driver, host=engine.cgroup_host
+    )
+    try:
+        if manager.exists():
+            manager.kill_all()
+            manager.destroy()
+    except OSError as error:
+        log.warning("container %s: its cgroup stays: %s", record.id[:12], error)
 
 
 # -- user ------------------------------------------------------------------------------------------

@@ -99,6 +99,7 @@ def read_exit(engine: Engine, container: Container) -> dict[str, Any] | None:
 
 def lost_exit(container: Container) -> dict[str, Any]:
     return {
+        "lost": True,
         "exit_code": KILLED,
         "oom_killed": container.state.oom_killed,
         "finished_at": time.time_ns(),
@@ -141,19 +142,29 @@ def exited(engine: Engine, container: Container, message: dict[str, Any]) -> Non
     )
     container.settled.clear()
     engine.background.spawn(
-        _after_exit(engine, container, endpoints, code, restart=restart),
+        _after_exit(
+            engine, container, endpoints, code, restart=restart, lost=bool(message.get("lost"))
+        ),
         f"exit {container.id[:12]}",
     )
 
 
 async def _after_exit(
-    engine: Engine, container: Container, endpoints: dict[str, Any], code: int, *, restart: bool
+    engine: Engine,
+    container: Container,
+    endpoints: dict[str, Any],
+    code: int,
+    *,
+    restart: bool,
+    lost: bool,
 ) -> None:
     """Give back, then answer: whoever waited may remove the network at once.
 
     Without the lock, since a verb that holds it may be waiting for this very exit; a start waits for `settled`.
     """
     try:
+        if lost:
+            await engine.run_blocking(resources.sweep_cgroup, engine, container.record)
         await engine.run_blocking(resources.release, engine, container.record)
         for name, endpoint in endpoints.items():
             _tell_disconnect(engine, container, name, endpoint)
