@@ -20,6 +20,10 @@ async def no_swarm(call: Call) -> None:
     raise Unavailable(NO_SWARM)
 
 
+async def not_in_swarm(call: Call) -> None:
+    raise Unavailable("This node is not part of a swarm")
+
+
 async def cannot_swarm(call: Call) -> None:
     raise Unsupported("this engine cannot be a member of a swarm")
 
@@ -56,7 +60,7 @@ ROUTES: tuple[Route, ...] = (
     get("/swarm/unlockkey", no_swarm),
     post("/swarm/init", cannot_swarm),
     post("/swarm/join", cannot_swarm),
-    post("/swarm/leave", no_swarm),
+    post("/swarm/leave", not_in_swarm),
     post("/swarm/update", no_swarm),
     post("/swarm/unlock", no_swarm),
     get("/services/{id}/logs", no_swarm),

@@ -97,7 +97,9 @@ class Volumes:
                     raise Conflict(f"create {name}: volume name must be unique")
                 return there
             if driver != "local":
-                raise NotFound(f'create {name}: plugin "{driver}" not found')
+                raise NotFound(
+                    f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found'
+                )
             _check_name(name)
             _check_options(name, options or {})
             record = VolumeRecord(
@@ -420,7 +422,7 @@ class Volumes:
 def _check_name(name: str) -> None:
     if len(name) < 2:
         raise InvalidArgument(
-            "volume name is too short, names should be at least two alphanumeric characters"
+            f"create {name}: volume name is too short, names should be at least two alphanumeric characters"
         )
     if _NAME.fullmatch(name) is None:
         raise InvalidArgument(
