@@ -768,3 +768,19 @@ def test_big_requests_travel_whole(bench: Bench) -> None:
     big["env"] = [*big["env"], "BIG=" + "x" * 120000]
     shim.exec({"exec_id": "a", "process": big, "attach": BOTH}, peer.fd)
     assert unframe(peer.read_to_end())[1] == b"120000\n"
+
+
+def test_a_launcher_of_other_code_is_replaced_and_containers_stay(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = launcher_pid(bench)
+    started = procfs.start_time(old)
+    bench.launcher.close()
+    monkeypatch.setattr("sampan.shim.starting.identity", lambda python, source: "newer code")
+    bench.launcher.ensure()
+    deadline = time.monotonic() + 30
+    while procfs.is_alive(old, started):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert bench.shims[-1].processes()
+    bench.run("true").wait_event("exit")

@@ -41,7 +41,14 @@ if TYPE_CHECKING:
 LAUNCH_TIMEOUT_S = 120.0
 CALL_TIMEOUT_S = 30.0
 _READY_TIMEOUT_S = 20.0
+_IDENTIFY_S = 5.0
 _SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def _readable(link: channel.Channel, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(link.fileno(), select.POLLIN)
+    return bool(poll.poll(int(seconds * 1000)))
 
 
 class ShimGone(errors.Unavailable):
@@ -286,12 +293,26 @@ class LauncherClient:
         self.close()
 
     def _connect(self) -> channel.Channel | None:
+        """A launcher that runs our own code, or None; one of an older installation is ended (its shims stay)."""
+        from sampan.shim.starting import identity
+
         try:
-            return channel.Channel.connect(f"{self.run_dir}/{protocol.LAUNCHER_SOCKET}")
+            link = channel.Channel.connect(f"{self.run_dir}/{protocol.LAUNCHER_SOCKET}")
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
                 return None
             raise
+        try:
+            link.send({"op": "identify"})
+            answer = link.receive() if _readable(link, _IDENTIFY_S) else None
+            if answer and answer[0].get("identity") == identity(self._python, _SOURCE):
+                return link
+            link.send({"op": "stop"})
+            _readable(link, _IDENTIFY_S)  # end of file: it is gone
+        except OSError:
+            pass
+        link.close()
+        return None
 
     def _start(self) -> channel.Channel:
         from sampan.shim.starting import start_launcher  # rarely needed, brings fcntl

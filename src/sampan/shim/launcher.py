@@ -37,7 +37,7 @@ else:
 READY_FD = 3  # starting.py dup'ed the write end of its pipe there
 
 
-def main(run_dir: str) -> NoReturn:
+def main(run_dir: str, identity: str) -> NoReturn:
     """Detach, listen, say so, serve. Called by the command line that starting.py makes."""
     if fork():
         posix._exit(0)  # the starter waits for this one; the launcher is nobody's child
@@ -47,7 +47,7 @@ def main(run_dir: str) -> NoReturn:
     posix.umask(0o077)
     close_range(READY_FD + 1)
     settle()
-    launcher = Launcher(run_dir)
+    launcher = Launcher(run_dir, identity)
     posix.write(READY_FD, b"ready")
     posix.close(READY_FD)
     launcher.loop.run()
@@ -69,7 +69,8 @@ def settle() -> None:
 class Launcher:
     """The listening socket and the engines that are connected."""
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: str, identity: str) -> None:
+        self._identity = identity
         self.loop = Loop()
         self._path = f"{run_dir}/{protocol.LAUNCHER_SOCKET}"
         self._listener = listen(self._path)
@@ -103,6 +104,8 @@ class Launcher:
             op = message.get("op")
             if op == "spawn" and len(fds) == 1 and message.get("v") == protocol.VERSION:
                 self._spawn(fds[0])
+            elif op == "identify":
+                engine.send({"identity": self._identity}, wait=False)
             elif op == "stop":
                 self._stop()
         finally:

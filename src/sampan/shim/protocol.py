@@ -64,6 +64,16 @@ if TYPE_CHECKING:
         op: Literal["spawn"]
         v: int
 
+    class Identify(TypedDict):
+        """Which code the launcher runs. Reply: {"identity": text}, see starting.identity."""
+
+        op: Literal["identify"]
+
+    class Stop(TypedDict):
+        """End the launcher; end of file follows. Containers stay."""
+
+        op: Literal["stop"]
+
     # --- values inside requests --------------------------------------------------------------------------------
 
     class Attach(TypedDict, total=False):

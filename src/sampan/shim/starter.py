@@ -6,7 +6,7 @@
 
 Why a process for it: reading a spec, planning and launching touch two megabytes of a heap that is otherwise shared with
 the launcher. Python writes reference counts into every object it looks at, so the shim would keep those pages for the
-container's whole life; here they go away with the starter (2.4 MB of private memory a container became 1.0). The fork
+container's whole life; here they go away with the starter (2.4 MB of private memory a container became 1.3). The fork
 happens while the shim is still a spare, so it costs no start any time.
 
 The starter owns nothing that lasts. If it dies the shim sees end of file and leaves, and the engine asks again.

@@ -15,7 +15,7 @@ import time
 from sampan import errors
 from sampan.shim import protocol
 
-_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from sampan.shim.launcher import main; main(sys.argv[1])"
+_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from sampan.shim.launcher import main; main(sys.argv[1], sys.argv[3])"
 _READY_FD = 3
 
 # linux/fcntl.h and linux/memfd.h; fcntl has the seals only from Python 3.13 or so on
@@ -38,6 +38,17 @@ def start_launcher(run_dir: str, python: str, source: str, timeout: float) -> No
             _spawn(run_dir, python, source, deadline)
     finally:
         os.close(lock)
+
+
+def identity(python: str, source: str) -> str:
+    """Which code a launcher runs: another one than the engine's is replaced, so that an upgrade reaches it."""
+    newest = 0
+    for room in ("cgroups", "linux", "runtime", "shim"):
+        with os.scandir(f"{source}/sampan/{room}") as entries:
+            for entry in entries:
+                if entry.name.endswith(".py"):
+                    newest = max(newest, entry.stat().st_mtime_ns)
+    return f"{protocol.VERSION} {os.path.realpath(python)} {source} {newest}"
 
 
 def _answers(run_dir: str) -> bool:
@@ -78,7 +89,7 @@ def _spawn(run_dir: str, python: str, source: str, deadline: float) -> None:
             (os.POSIX_SPAWN_DUP2, log, 2),
         ]
         actions.append((os.POSIX_SPAWN_DUP2, told, _READY_FD))
-        argv = [executable, "-I", "-S", "-c", _BOOT, run_dir, source]
+        argv = [executable, "-I", "-S", "-c", _BOOT, run_dir, source, identity(python, source)]
         pid = os.posix_spawn(
             f"/proc/self/fd/{sealed}", argv, {}, file_actions=actions, setsid=True, setsigmask=[]
         )
