@@ -161,6 +161,8 @@ def build_engine(config: Config) -> Engine:
     snapshots.sweep()
     blobs = BlobStore(config.root / "images")
     catalog = Catalog(blobs, snapshots)
+    for trouble in filter(None, (catalog.table.damage, *catalog.broken.values())):
+        log.error("the image store was damaged: %s", trouble)
     registries = RegistryConfig(
         mirrors=config.registry_mirrors,
         insecure=config.insecure_registries,

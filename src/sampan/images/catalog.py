@@ -334,7 +334,10 @@ class Catalog:
         found: set[str] = set()
         for entry in self.table.entries:
             found |= {entry.image_id, entry.target.digest}
-            found.update(layer.digest for layer in self.manifest(entry.target.digest).layers)
+            try:
+                found.update(layer.digest for layer in self.manifest(entry.target.digest).layers)
+            except (NotFound, Internal, InvalidArgument):
+                continue  # damaged since the start: its image is, and no other
         return found
 
     def forget_layer(self, chain_id: str) -> None:
@@ -461,17 +464,33 @@ class Catalog:
     # --- at start ------------------------------------------------------------------------------------
 
     def _drop_broken(self) -> None:
-        """An image whose manifest or configuration is gone or damaged cannot be used; the others can."""
+        """An image whose manifest or configuration is gone or damaged cannot be used; the others can.
+
+        What is damaged is moved aside, so that the next pull or load brings it again. `broken` says which images.
+        """
         self.broken: dict[str, str] = {}
         for entry in self.table.entries:
-            if entry.image_id in self.broken:
-                continue
-            if not (self.blobs.has(entry.image_id) and self.blobs.has(entry.target.digest)):
+            try:
+                self.manifest(entry.target.digest)
+                self._facts_of(entry.image_id)
+            except NotFound:
                 self.broken[entry.image_id] = f"{entry.name or entry.image_id}: content is missing"
+            except (Internal, InvalidArgument) as error:
+                self.broken[entry.image_id] = f"{entry.name or entry.image_id}: {error}"
+                self._put_aside_damaged(entry.target.digest, entry.image_id)
         if self.broken:
             self.table.entries = tuple(
                 e for e in self.table.entries if e.image_id not in self.broken
             )
+
+    def _put_aside_damaged(self, *digests: str) -> None:
+        for digest in digests:
+            try:
+                self.blobs.read(digest, limit=CONFIG_LIMIT)
+            except (Internal, InvalidArgument):
+                self.blobs.quarantine(digest)
+            except NotFound:
+                continue
 
     def _adopt_foreign(self) -> None:
         """Another tool may have copied an image into the layout."""

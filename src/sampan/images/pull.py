@@ -160,6 +160,8 @@ class Puller:
         entry = self.catalog.lookup(reference.with_digest(top))
         if entry is None:
             return None
+        if not self.catalog.blobs.has(entry.target.digest):
+            return None  # put aside since, as damaged
         image = self.catalog.get(entry.image_id)
         if not platforms.matches(wanted or host_platform(), image.platform):
             return None

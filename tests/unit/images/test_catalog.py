@@ -192,6 +192,43 @@ def test_an_image_whose_content_is_gone_is_named_and_the_others_stay(
     assert again.resolve("whole:v1").id == whole
 
 
+def damage(catalog: Catalog, digest_: str) -> None:
+    path = Path(catalog.blobs.path(digest_))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("part", ["manifest", "configuration"])
+def test_a_damaged_image_is_put_aside_and_comes_again(
+    catalog: Catalog, tmp_path: Path, part: str
+) -> None:
+    image = simple_image("1")
+    loaded(catalog, image, "broken:v1")
+    whole = loaded(catalog, simple_image("2"), "whole:v1")
+    target = catalog.resolve("broken:v1").target.digest if part == "manifest" else image.id
+    damage(catalog, target)
+    again = open_catalog(tmp_path)
+    assert "broken:v1" in again.broken[image.id]
+    assert [found.id for found in again.images()] == [whole]
+    assert list((tmp_path / "images/quarantine").iterdir())
+    loaded(again, image, "broken:v1")
+    delete(again, "whole:v1")
+    assert again.resolve("broken:v1").document.raw == image.config_raw
+
+
+def test_damage_while_running_stays_with_its_image(catalog: Catalog) -> None:
+    loaded(catalog, simple_image("1"), "broken:v1")
+    loaded(catalog, simple_image("2"), "whole:v1")
+    target = catalog.resolve("broken:v1").target.digest
+    catalog.blobs.quarantine(target)
+    catalog.forget_blob(target)
+    assert len(catalog.images()) == 2
+    delete(catalog, "whole:v1")
+    delete(catalog, "broken:v1")
+
+
 # --- removal ------------------------------------------------------------------------------------------------------
 
 

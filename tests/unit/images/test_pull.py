@@ -114,6 +114,23 @@ def test_a_second_pull_moves_no_bytes(registry: FakeRegistry, puller: Puller) ->
     assert f"Status: Image is up to date for {registry.host}/app:latest" in status_lines(lines)
 
 
+@pytest.mark.parametrize("part", ["manifest", "configuration", "layer"])
+def test_what_was_put_aside_as_damaged_is_fetched_again(
+    registry: FakeRegistry, puller: Puller, catalog: Catalog, part: str
+) -> None:
+    image = simple_image()
+    registry.add("app", "latest", image)
+    puller.pull(f"{registry.host}/app")
+    digests = {
+        "manifest": oci.digest(image.manifest_raw),
+        "configuration": image.id,
+        "layer": oci.digest(image.blobs[0]),
+    }
+    catalog.blobs.quarantine(digests[part])
+    puller.pull(f"{registry.host}/app")
+    assert all(catalog.blobs.has(digest) for digest in digests.values())
+
+
 def test_a_shared_base_is_fetched_once(registry: FakeRegistry, puller: Puller) -> None:
     base = tar_bytes({"base": b"base"})
     one = TestImage(layers=[base, tar_bytes({"one": b"1"})])
