@@ -259,3 +259,14 @@ def test_update_changes_a_running_limit(engine: EngineProcess) -> None:
     engine.docker("update", "-m", "96m", "--memory-swap", "192m", "--restart", "always", "up")
     shown = inspect(engine, "up", "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}")
     assert shown == f"{96 << 20} always"
+
+
+def test_attach_gives_the_log_of_a_container_that_has_ended(engine: EngineProcess) -> None:
+    with client_of(engine) as client:
+        container = client.containers.create(
+            "busybox", ["sh", "-c", "echo out; echo err >&2"], name="ended"
+        )
+        container.start()
+        container.wait()
+        assert container.attach(stream=False, logs=True) == b"out\nerr\n"
+        assert container.attach(stream=False, logs=True, stderr=False) == b"out\n"

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sampan import ids
+from sampan.engine.logs import LogsOptions, LogStream
 from sampan.errors import Conflict, InvalidArgument, SampanError
+from sampan.shim.client import ShimGone
 
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
@@ -67,14 +69,27 @@ class Stream:
             shim = container.shim
             if shim is not None and container.is_running:
                 await shim.call({"op": "attach", "attach": {**request, "fd": 0}}, [fd])
-            elif request["stream"]:
-                self._keep(fd, request)
-                fd = -1
+            else:
+                if request["logs"]:
+                    await self._replay(fd)
+                if request["stream"]:
+                    self._keep(fd, {**request, "logs": False})
+                    fd = -1
+        except ShimGone:
+            pass  # it has just ended: so has the stream
         except SampanError as error:
             await _say(fd, error.message)
         finally:
             if fd >= 0:
                 os.close(fd)
+
+    async def _replay(self, fd: int) -> None:
+        """What a container that does not run has said so far, as `logs` would show it."""
+        options = LogsOptions(stdout=self._request["stdout"], stderr=self._request["stderr"])
+        if not (options.stdout or options.stderr):
+            return
+        async for piece in LogStream(self._engine, self._container, options):
+            await self._engine.run_blocking(_write_all, fd, piece)
 
     def _keep(self, fd: int, request: dict[str, Any]) -> None:
         if len(self._container.pending) >= MOST_PENDING:
