@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.conftest import require
-from tests.unit.storage.tarkit import directory, file, hardlink, symlink
 
 from sampan.errors import Conflict, InvalidArgument, NotFound
 from sampan.storage import erofs_mount, overlay
@@ -26,6 +24,8 @@ from sampan.storage.tar import CHAR, Entry, TarError
 from sampan.storage.tar_reader import TarReader
 from sampan.storage.tar_writer import END, header
 from sampan.storage.vfs import VfsSnapshotter
+from tests.conftest import require
+from tests.unit.storage.tarkit import directory, file, hardlink, symlink
 
 pytestmark = pytest.mark.root
 

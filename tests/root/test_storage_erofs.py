@@ -13,9 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.conftest import require
-from tests.unit.storage.tarkit import directory, file, hardlink, octal, pax, raw, symlink
-from tests.unit.storage.test_extract_hostile import CASES
 
 from sampan.storage import erofs_mount
 from sampan.storage.erofs_layers import ErofsSnapshotter
@@ -25,6 +22,9 @@ from sampan.storage.snapshots import apply_layer
 from sampan.storage.tar import CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, TarError
 from sampan.storage.tar_reader import TarReader
 from sampan.storage.tar_writer import END, header, padded
+from tests.conftest import require
+from tests.unit.storage.tarkit import directory, file, hardlink, octal, pax, raw, symlink
+from tests.unit.storage.test_extract_hostile import CASES
 
 ID = "sha256:" + "a" * 64
 
