@@ -28,7 +28,9 @@ from sampan.images.platform import host_platform
 from sampan.images.unpack import unpack
 from sampan.spec.image import OCI_LAYER, Descriptor, History, RunConfig
 from sampan.spec.reference import DEFAULT_TAG, Reference, digest_of, parse_normalized
+from sampan.storage.extract import Whiteouts
 from sampan.storage.snapshots import chain_ids
+from sampan.storage.stack import default_rules
 from sampan.storage.tar import DIRECTORY, FILE, SYMLINK, Entry
 from sampan.storage.tar_writer import TarWriter
 
@@ -146,6 +148,8 @@ def host_mounts(catalog: Catalog, image: Image, directory: str) -> list[Mount]:
             f"workdir={_escaped(os.path.join(base, 'work'))}",
             *("index=off", "metacopy=off", "redirect_dir=nofollow"),
         ]
+        if default_rules().whiteouts is Whiteouts.OVERLAY_USER:
+            options.append("userxattr")  # in a user namespace trusted.* cannot be written
         mounts.append(
             {"destination": source, "type": "overlay", "source": "overlay", "options": options}
         )
@@ -234,8 +238,10 @@ def _contains(directory: str, inside: str) -> bool:
 def _copy_owner_and_mode(source: str, target: str) -> None:
     info = os.stat(source)
     os.chmod(target, stat.S_IMODE(info.st_mode))
-    if os.geteuid() == 0:
+    try:
         os.chown(target, info.st_uid, info.st_gid)
+    except OSError:
+        pass  # in a user namespace the host's root is nobody that we could name
 
 
 def _escaped(path: str) -> str:

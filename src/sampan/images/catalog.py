@@ -184,6 +184,7 @@ class Catalog:
         self._facts: dict[str, _Facts] = {}
         self._sizes: dict[str, int] = {}
         self._held_layers: Counter[str] = Counter()
+        self._hold_lock = threading.Lock()  # a layer is held, or removed, never both
         self.limits: Limits | None = None  # what a layer may be, where the configuration says
         self.keepers: list[
             Callable[[], Iterable[str]]
@@ -340,10 +341,6 @@ class Catalog:
                 continue  # damaged since the start: its image is, and no other
         return found
 
-    def forget_layer(self, chain_id: str) -> None:
-        """A layer was removed."""
-        self._sizes.pop(chain_id, None)
-
     def forget_blob(self, digest: str) -> None:
         """A blob was removed: what was read from it need not be remembered."""
         self._facts.pop(digest, None)
@@ -457,8 +454,22 @@ class Catalog:
             finally:
                 hold._release()
 
+    def remove_layer(self, chain_id: str) -> bool:
+        """Remove an unpacked layer, unless somebody holds it or stands on it (a container goes before its layers)."""
+        with self._hold_lock:
+            if self._held_layers.get(chain_id):
+                return False
+            try:
+                self.snapshots.remove(chain_id)
+            except Conflict:
+                return False
+            except NotFound:
+                pass
+        self._sizes.pop(chain_id, None)
+        return True
+
     def held_layers(self) -> set[str]:
-        with self._cache_lock:
+        with self._hold_lock:
             return {chain_id for chain_id, count in self._held_layers.items() if count}
 
     # --- at start ------------------------------------------------------------------------------------
@@ -527,7 +538,7 @@ class Hold:
         self._lease.hold(*digests)
 
     def layers(self, *ids: str) -> None:
-        with self._catalog._cache_lock:
+        with self._catalog._hold_lock:
             self._layers += ids
             self._catalog._held_layers.update(ids)
 
@@ -536,7 +547,7 @@ class Hold:
         self._lease.close()
 
     def _release(self) -> None:
-        with self._catalog._cache_lock:
+        with self._catalog._hold_lock:
             self._catalog._held_layers.subtract(self._layers)
             self._catalog._held_layers += Counter()  # drops the zeros
             self._layers = []

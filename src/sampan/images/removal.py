@@ -241,7 +241,7 @@ def collect_image(catalog: Catalog, image: Image, layers: tuple[str, ...]) -> li
     needed = _needed(catalog)
     gone = []
     for chain_id in reversed(layers):
-        if chain_id in needed or not _remove_layer(catalog, chain_id):
+        if chain_id in needed or not catalog.remove_layer(chain_id):
             break  # what is below is needed as well
         gone.append(chain_id)
     candidates: list[str] = [image.id]
@@ -281,7 +281,7 @@ def collect_layers(catalog: Catalog, needed: set[str] | None = None) -> list[str
                 return gone
             for name in tops:
                 del loose[name]
-                if _remove_layer(catalog, name):
+                if catalog.remove_layer(name):
                     gone.append(name)
 
 
@@ -310,17 +310,6 @@ def _reachable(catalog: Catalog, line: Descriptor) -> set[str]:
     except (NotFound, InvalidArgument):
         pass
     return found
-
-
-def _remove_layer(catalog: Catalog, chain_id: str) -> bool:
-    try:
-        catalog.snapshots.remove(chain_id)
-    except Conflict:
-        return False  # a container still stands on it: it goes with the container
-    except NotFound:
-        pass
-    catalog.forget_layer(chain_id)
-    return True
 
 
 def _remove_blobs(catalog: Catalog, digests: list[str]) -> None:

@@ -411,6 +411,16 @@ def test_collecting_spares_what_is_held(catalog: Catalog) -> None:
     assert catalog.resolve("app:v1").size == 4
 
 
+def test_a_layer_that_somebody_is_adding_is_not_removed(catalog: Catalog) -> None:
+    image = TestImage(layers=[BASE])
+    loaded(catalog, image, "app:v1")
+    with catalog.holding() as hold:
+        hold.layers(digest(BASE))
+        delete(catalog, "app:v1")
+        assert catalog.snapshots.exists(digest(BASE))
+    assert collect(catalog).layers == (digest(BASE),)
+
+
 def test_collecting_removes_layers_without_an_image(catalog: Catalog) -> None:
     image = TestImage(layers=[BASE, tar_bytes({"x": b""})])
     loaded(catalog, image, "app:v1")
