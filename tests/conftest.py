@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.census import Census
 from tests.support.engine import EngineProcess
-from tests.support.images import BUSYBOX, busybox_rootfs, tar_of
+from tests.support.images import BUSYBOX, PATH, busybox_rootfs, tar_of
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -59,20 +59,27 @@ def _shared_engine(
     census = Census(str(base), cgroup_prefix=engine.cgroup_parent, bridge=engine.bridge)
     engine.start()
     try:
-        for name in ("busybox:latest", "alpine:3.10"):
-            engine.docker(
-                "import", "-c", 'CMD ["sh"]', "-c",
-                "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", str(busybox_tar), name,
-            )  # fmt: skip
         yield engine
     finally:
         engine.stop()
     assert not census.left_behind()
 
 
+IMAGES = ("busybox:latest", "alpine:3.10")
+
+
+def give_images(engine: EngineProcess, busybox_tar: Path) -> None:
+    """The two small images; again where a test took one away."""
+    have = engine.docker("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.split()
+    for name in IMAGES:
+        if name not in have:
+            engine.docker("import", "-c", 'CMD ["sh"]', "-c", f"ENV {PATH}", str(busybox_tar), name)
+
+
 @pytest.fixture
-def engine(_shared_engine: EngineProcess) -> Iterator[EngineProcess]:
+def engine(_shared_engine: EngineProcess, busybox_tar: Path) -> Iterator[EngineProcess]:
     """A running engine with `busybox:latest` and `alpine:3.10`; each test must leave it as it was."""
+    give_images(_shared_engine, busybox_tar)
     census = Census(
         str(_shared_engine.run / "containers"),
         cgroup_prefix=_shared_engine.cgroup_parent,

@@ -317,7 +317,7 @@ class LayerStore:
 
     def _open_writable(self, key: str) -> int:
         """The directory that holds what an active snapshot wrote."""
-        raise NotImplementedError
+        raise AssertionError("every snapshotter has its own")
 
     def _new_staging(self) -> str:
         path = os.path.join(self.root, "staging", secrets.token_hex(8))
