@@ -179,3 +179,20 @@ def test_a_crash_during_pulls_leaves_a_right_store(
     (found,) = json.loads(fresh_engine.docker("inspect", name).stdout)
     assert found["Id"] == image.id
     assert not list((fresh_engine.root / "images/ingest").glob("*"))
+
+
+def test_layers_of_a_forced_away_image_go_with_its_last_container(
+    engine: EngineProcess, tmp_path: Path
+) -> None:
+    image = simple_image("only for this test")
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(docker_archive((image, ["forced:v1"])))
+    engine.docker("load", "-q", "-i", str(archive))
+    layers = engine.root / "snapshots/overlay/layers"
+    name = digest(image.layers[0])[7:]
+    engine.docker("create", "--name", "last", "forced:v1", "x")
+    assert name in {path.name for path in layers.iterdir()}
+    engine.docker("rmi", "-f", image.id)
+    assert name in {path.name for path in layers.iterdir()}
+    engine.docker("rm", "last")
+    assert name not in {path.name for path in layers.iterdir()}

@@ -15,6 +15,7 @@ from sampan.engine.filters import Filters, accepts_labels, check_filters, until_
 from sampan.engine.streams import close_pending
 from sampan.engine.volumes import release_volumes
 from sampan.errors import Conflict, InvalidArgument, NotFound
+from sampan.images import removal
 from sampan.spec.engine.container import ContainersPruned
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ async def _take_away(engine: Engine, container: Container, *, volumes: bool) -> 
         container.shim.close()
         container.shim = None
     engine.containers.forget(container)
+    if not engine.catalog.has(container.record.image_id):
+        # Its image was removed by force: the layers stayed for this container alone.
+        await engine.run_blocking(removal.collect_layers, engine.catalog)
 
 
 def _take_away_blocking(engine: Engine, container: Container, volumes: bool) -> None:

@@ -212,6 +212,9 @@ class Catalog:
             raise NotFound(f"No such image: {image_id}")
         return Image(self, image_id, entries, entries[0].target)
 
+    def has(self, image_id: str) -> bool:
+        return any(e.image_id == image_id for e in self.table.entries)
+
     def resolve(self, text: str, platform: str = "") -> Image:
         """What a person means: a full id, then a name, then the beginning of an id.
 
