@@ -22,9 +22,11 @@ Sources: RFC 9112; for what Docker's clients rely on, docs/api.md.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import select
 import socket
+import termios
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -45,6 +47,11 @@ PIPELINE_BUFFER = 128 * 1024  # unread bytes behind a running request
 LINGER_SECONDS = 0.5
 DRAIN_UNREAD = 256 * 1024  # an answered request's unread body: read on up to here, else close
 JSON_LIMIT = 8 * 1024 * 1024
+READ_CHECKS, READ_CHECK_SECONDS = 200, 0.0005
+EXACT_READERS = (
+    "Docker-Client/",
+    "Sampan-Client/",
+)  # clients that lose nothing between head and stream
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Headers = Iterable[tuple[str, str]]
@@ -214,13 +221,15 @@ class Reply:
         else:
             lines = [f"Content-Type: {content_type}"]
             status_line = "HTTP/1.1 200 OK"
-        return await self.take_over("\r\n".join([status_line, *lines, "", ""]).encode())
+        head = "\r\n".join([status_line, *lines, "", ""]).encode()
+        exact = self._head.headers.get("user-agent", "").startswith(EXACT_READERS)
+        return await self.take_over(head, wait_until_read=not exact)
 
-    async def take_over(self, head: bytes) -> RawStream:
-        """The connection, once `head` (if any) is on its way."""
+    async def take_over(self, head: bytes, *, wait_until_read: bool = False) -> RawStream:
+        """The connection, once `head` (if any) is on its way, or even read."""
         self.started = self.finished = True
         self.keep_alive = False
-        return await self._connection.detach(head)
+        return await self._connection.detach(head, wait_until_read=wait_until_read)
 
     def _top(self, status: int, lines: Headers) -> bytes:
         said = [f"HTTP/1.1 {status} {_reason(status)}", *self._connection.server.common_lines()]
@@ -394,11 +403,13 @@ class Connection(asyncio.Protocol):
             self._paused_reading = True
             self._transport.pause_reading()
 
-    async def detach(self, head: bytes) -> RawStream:
+    async def detach(self, head: bytes, *, wait_until_read: bool = False) -> RawStream:
         """Give the socket away: everything of ours is sent, everything of theirs that we read goes along."""
         self._transport.set_write_buffer_limits(0)
         self.write_now(head)
         await self.drained()
+        if wait_until_read:
+            await self._until_read()
         self._pause()
         self._detached = True
         self.server.keep(self.task)
@@ -407,6 +418,20 @@ class Connection(asyncio.Protocol):
         fd = os.dup(self._socket().fileno())
         self._transport.abort()  # closes its own descriptor; the socket lives on in ours
         return RawStream(fd, self._leftover())
+
+    async def _until_read(self) -> None:
+        """Until the client has taken what we sent, for a while at most. Only unix sockets tell.
+
+        docker-py reads the head through a buffer and the stream past it: what arrives together with the head
+        is lost to it. Docker is never that quick.
+        """
+        sock = self._socket()
+        if self.secure or sock.family != socket.AF_UNIX:
+            return
+        for _ in range(READ_CHECKS):
+            if not int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), "little"):
+                return
+            await asyncio.sleep(READ_CHECK_SECONDS)
 
     def _pumped(self) -> RawStream:
         """A TLS connection cannot leave this process: the other end of a pump goes instead."""

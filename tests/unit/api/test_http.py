@@ -409,3 +409,28 @@ def test_no_descriptor_is_left_behind() -> None:
         ask(request("GET / HTTP/1.1"))
         ask(b"bad\r\n\r\n")
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_stream_begins_only_when_its_head_was_read() -> None:
+    """A client that reads head and stream through different doors must find nothing of the stream in the first."""
+
+    async def talk() -> None:
+        handed = asyncio.Event()
+
+        async def handler(request: Request, reply: Reply) -> None:
+            raw = await reply.hijack("application/vnd.docker.raw-stream")
+            handed.set()
+            os.close(raw.fd)
+
+        (reader, writer), _ = await connect(handler)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(request("POST /attach HTTP/1.1", "User-Agent: docker-sdk-python/7"))
+        await asyncio.sleep(0.02)
+        assert not handed.is_set()
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(5):
+            await handed.wait()
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+        writer.close()
+
+    run(talk())
