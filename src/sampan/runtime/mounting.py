@@ -156,6 +156,13 @@ def _check_allowed(stage: Stage, fd: int, target: Target) -> None:
         raise OSError(EPERM, f"{wanted!r} cannot be mounted because it is inside /proc", wanted)
 
 
+def _require_procfs(tree: int, target: Target) -> None:
+    """Only a procfs goes on /proc itself: labels and profiles are set through what lies there (CVE-2019-16884)."""
+    wanted = clean("/" + target.destination)
+    if wanted == "/proc" and filesystem_type(tree) != c.PROC_SUPER_MAGIC:
+        raise OSError(EPERM, f"{wanted!r} cannot be mounted because it is not of type proc", wanted)
+
+
 def make_real_directory(stage: Stage, path: str) -> None:
     """In a root of our own making, a symlink at /proc, /sys or /dev is replaced by a directory.
 
@@ -389,6 +396,7 @@ def bind(stage: Stage, target: Target) -> None:
             target.source, recursive=options.recursive, follow=not options.source_nofollow
         )
     kind = posix.fstat(tree).st_mode & S_IFMT
+    _require_procfs(tree, target)
     place = open_target(stage, target, directory=kind == S_IFDIR)
     try:
         if options.set or options.clear:
