@@ -40,6 +40,7 @@ from sampan.build.graph import (
     Workdir,
 )
 from sampan.build.parser import DockerfileError, parse_heredoc
+from sampan.build.run_mounts import MountFlag, mount_of
 from sampan.build.sources import is_http, parse_git
 from sampan.build.stages import At, Base, Request, StageFacts, Stages
 from sampan.errors import InvalidArgument
@@ -337,8 +338,8 @@ class _Builder:
         front = [f"|{len(words)}", *words] if words else []
         return " ".join([*front, *args])
 
-    def _mount(self, flag: ins.MountFlag) -> RunMount:
-        mount = ins.mount_of(flag, self.expand)
+    def _mount(self, flag: MountFlag) -> RunMount:
+        mount = mount_of(flag, self.expand)
         target = mount.target
         if mount.type in ("secret", "ssh"):
             return RunMount(

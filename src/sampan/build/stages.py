@@ -12,6 +12,7 @@ import msgspec
 from sampan.build import instructions as ins
 from sampan.build.expand import expand, go_quote
 from sampan.build.parser import DockerfileError
+from sampan.build.suggest import suggestion
 from sampan.errors import InvalidArgument
 from sampan.spec.image import ImageDocument, Platform
 
@@ -148,7 +149,7 @@ class Stages:
             names = [n for n in self.by_name if n]
             raise InvalidArgument(
                 f"target stage {go_quote(name)} could not be found"
-                + ins.suggestion(name, names, exact_case=True)
+                + suggestion(name, names, exact_case=True)
             )
         return found
 

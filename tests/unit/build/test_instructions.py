@@ -6,6 +6,7 @@ import pytest
 
 from sampan.build import instructions as ins
 from sampan.build.parser import DockerfileError, parse
+from sampan.build.run_mounts import Mount, mount_of
 
 
 def one(text: str) -> ins.Instruction:
@@ -81,12 +82,12 @@ def test_refusal_of_a_program_says_the_line() -> None:
 
 
 def test_mounts_have_defaults_by_type() -> None:
-    def mount(text: str) -> ins.Mount:
+    def mount(text: str) -> Mount:
         run = one(f"RUN --mount={text} x")
         assert isinstance(run, ins.Run)
-        return ins.mount_of(run.mounts[0], lambda value: value.replace("$U", "7"))
+        return mount_of(run.mounts[0], lambda value: value.replace("$U", "7"))
 
-    assert mount("target=/a") == ins.Mount(target="/a")
+    assert mount("target=/a") == Mount(target="/a")
     assert mount("type=cache,target=/a,sharing=locked,uid=$U").uid == 7
     assert not mount("type=cache,target=/a").read_only
     assert not mount("type=bind,target=/a,rw").read_only
