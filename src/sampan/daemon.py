@@ -160,6 +160,7 @@ def build_engine(config: Config) -> Engine:
     snapshots = open_snapshotter(config.root / "snapshots", config.storage_driver)
     snapshots.sweep()
     blobs = BlobStore(config.root / "images")
+    blobs.sweep(partials_older_than_s=7 * 86400)
     catalog = Catalog(blobs, snapshots)
     for trouble in filter(None, (catalog.table.damage, *catalog.broken.values())):
         log.error("the image store was damaged: %s", trouble)

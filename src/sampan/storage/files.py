@@ -20,13 +20,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from sampan.errors import InvalidArgument, NotFound
 from sampan.storage import layers
 from sampan.storage.decompress import open_stream
-from sampan.storage.extract import Rules, Whiteouts
+from sampan.storage.extract import Whiteouts
 from sampan.storage.pack import PackRules, archive, pack, pack_open
+from sampan.storage.stack import default_rules
 from sampan.storage.tree import PATH_FLAGS, open_directory
 
 if TYPE_CHECKING:
@@ -309,14 +311,13 @@ def extract_into(
         try:
             if not spot.writable:
                 raise _read_only(spot)
-            rules = Rules(
+            rules = replace(
+                default_rules(),
                 whiteouts=Whiteouts.PLAIN,
                 owner=owner,
                 touch_root=False,
                 destination=os.fsdecode(spot.path),
                 replace_kinds=not no_overwrite_dir_non_dir,
-                keep_owners=os.geteuid() == 0,
-                devices=os.geteuid() == 0,
             )
             layers.apply(open_stream(stream), fd, rules=rules, limits=limits)
         except OSError as error:

@@ -39,7 +39,7 @@ import msgspec
 from sampan.errors import Conflict, Internal, InvalidArgument, NotFound, Unsupported
 from sampan.linux.syscalls import syncfs
 from sampan.storage import layers
-from sampan.storage.copying import copy_attributes
+from sampan.storage.copying import CopyRules, copy_attributes
 from sampan.storage.erofs_mount import TAR, is_mounted, mount_layer, unmount_layer
 from sampan.storage.extract import Rules, Whiteouts
 from sampan.storage.snapshots import Snapshot, Usage, check_key
@@ -381,7 +381,8 @@ class LayerStore:
             if self._layers[chain_id].has_root:
                 fd = open_directory(self.layer_path(chain_id))
                 try:
-                    copy_attributes(fd, target)
+                    rules = CopyRules(keep_owners=self._rules.keep_owners)
+                    copy_attributes(fd, target, rules=rules)
                 finally:
                     os.close(fd)
                 return

@@ -23,6 +23,7 @@ import re
 import secrets
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,11 +34,12 @@ from sampan.linux.paths import open_in_root
 from sampan.linux.syscalls import mount as mount_call
 from sampan.linux.syscalls import openat2, umount2
 from sampan.storage import layers
-from sampan.storage.copying import copy_tree
+from sampan.storage.copying import CopyRules, copy_tree
 from sampan.storage.decompress import open_stream
-from sampan.storage.extract import Rules, Whiteouts
+from sampan.storage.extract import Whiteouts
 from sampan.storage.mountwords import device_and_flags, split_options
 from sampan.storage.pack import PackRules, archive, pack
+from sampan.storage.stack import default_rules
 from sampan.storage.tree import Size, names, open_directory, proc_path, remove_tree, size_of
 
 if TYPE_CHECKING:
@@ -280,7 +282,7 @@ class Volumes:
                 return False
             target = open_directory(self.path(name))
             try:
-                copy_tree(source, target)
+                copy_tree(source, target, rules=_copy_rules())
             finally:
                 os.close(target)
                 os.close(source)
@@ -310,9 +312,7 @@ class Volumes:
         self, name: str, stream: Readable, *, limits: Limits | None = None
     ) -> layers.Applied:
         """Unpack a tar, compressed or not, over what the volume has."""
-        rules = Rules(
-            whiteouts=Whiteouts.PLAIN, keep_owners=os.geteuid() == 0, devices=os.geteuid() == 0
-        )
+        rules = replace(default_rules(), whiteouts=Whiteouts.PLAIN)
         fd = open_directory(self.path(name))
         try:
             return layers.apply(open_stream(stream), fd, rules=rules, limits=limits)
@@ -417,6 +417,11 @@ class Volumes:
             remove_tree(entry, root)
         finally:
             os.close(root)
+
+
+def _copy_rules() -> CopyRules:
+    ours = default_rules()
+    return CopyRules(keep_owners=ours.keep_owners, devices=ours.devices)
 
 
 def _check_name(name: str) -> None:
