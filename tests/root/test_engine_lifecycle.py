@@ -270,3 +270,16 @@ def test_attach_gives_the_log_of_a_container_that_has_ended(engine: EngineProces
         container.wait()
         assert container.attach(stream=False, logs=True) == b"out\nerr\n"
         assert container.attach(stream=False, logs=True, stderr=False) == b"out\n"
+
+
+def test_a_container_that_is_just_ending_can_be_committed(engine: EngineProcess) -> None:
+    with client_of(engine) as client:
+        for number in range(8):
+            container = client.containers.create(
+                "busybox", ["touch", "/made"], name=f"ending{number}"
+            )
+            container.start()
+            image = container.commit("ending", str(number))
+            assert image.attrs["Config"]["Cmd"] == ["touch", "/made"]
+            container.remove(force=True)
+            client.images.remove(image.id)

@@ -14,6 +14,8 @@ from sampan.shim.client import LauncherClient, ShimClient, ShimGone, raise_failu
 
 Message = dict[str, Any]
 
+GONE = "the shim is gone"  # what a request is answered with whose connection ended
+
 __all__ = ["Shim", "ShimGone", "launch", "reopen"]
 
 
@@ -76,7 +78,7 @@ class Shim:
     ) -> Message:
         """One request and its reply; a failure is raised as its kind of error."""
         if self.closed:
-            raise ShimGone("the shim is gone")
+            raise ShimGone(GONE)
         future: asyncio.Future[Message] = self._loop.create_future()
 
         def answered(reply: Message) -> None:
@@ -89,6 +91,8 @@ class Shim:
         except TimeoutError:
             raise Unavailable("the shim does not answer") from None
         if "error" in reply:
+            if reply["error"].get("message") == GONE:
+                raise ShimGone(GONE)
             raise_failure(reply["error"])
         return reply
 
@@ -119,7 +123,7 @@ async def launch(
             raise
         if "error" not in reply:
             return shim, reply
-        died = shim.closed and reply["error"].get("message") == "the shim is gone"
+        died = shim.closed and reply["error"].get("message") == GONE
         shim.close()
         if not died or attempt == 2:
             raise_failure(reply["error"])
