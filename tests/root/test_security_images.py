@@ -220,7 +220,7 @@ def test_a_joining_process_is_opaque(engine: EngineProcess) -> None:
     # A process counts while its name is the engine's before and after the look: in between it may have become
     # the container's own.
     watch = """
-        ours() { read -r name <$1/comm; case $name in sampan*|python*) return 0;; esac; return 1; } 2>/dev/null
+        ours() { name=; read -r name <$1/comm; case $name in sampan*|python*) return 0;; esac; return 1; } 2>/dev/null
         while [ ! -e /tmp/stop ]; do
             for p in /proc/[0-9]*; do
                 ours $p || continue
