@@ -356,17 +356,23 @@ class Catalog:
         if self.blobs.has(layer.digest):
             return self.blobs.open(layer.digest)
         if not self.snapshots.exists(chain_id):
-            raise Internal(
-                f"layer {layer.digest} is not in the store", hint="pull or load the image again"
-            )
+            raise self._missing(layer)
         return self.snapshots.layer_tar(chain_id) or self._made_again(layer, chain_id)
+
+    def _missing(self, layer: Descriptor) -> Internal:
+        return Internal(
+            f"layer {layer.digest} is not in the store", hint="pull or load the image again"
+        )
 
     def _made_again(self, layer: Descriptor, chain_id: str) -> BinaryIO:
         """The tar of a layer that a build or a commit left unpacked: made anew, kept, and checked by its digest."""
         with self.blobs.ingest() as ingest:
             for chunk in self.snapshots.diff(chain_id):
                 ingest.write(chunk)
-            ingest.commit(layer.digest, layer.size)
+            try:
+                ingest.commit(layer.digest, layer.size)
+            except InvalidArgument:  # it was not of our making: the same tree may be many tars
+                raise self._missing(layer) from None
         return self.blobs.open(layer.digest)
 
     # --- adding and naming ---------------------------------------------------------------------------
