@@ -76,7 +76,8 @@ def test_a_user_has_no_capabilities_and_no_foreign_groups(engine: EngineProcess)
 
 def test_the_environment_holds_nothing_of_the_hosts(engine: EngineProcess) -> None:
     names = {
-        line.partition("=")[0] for line in run(engine, "tr '\\0' '\\n' </proc/1/environ; true").split()
+        line.partition("=")[0]
+        for line in run(engine, "tr '\\0' '\\n' </proc/1/environ; true").split()
     }
     assert names == {"PATH", "HOSTNAME", "HOME"}
 
