@@ -224,6 +224,8 @@ def _ports(request: CreateRequest) -> None:
         check_port(text)
     for text, bindings in (request.host_config.port_bindings or {}).items():
         check_port(text)
+        if parse_uint(text.partition("/")[0].partition("-")[0]) == 0:
+            raise InvalidArgument(f'invalid port specification: "{text}"')
         for binding in bindings or ():
             if binding.host_port:
                 low, dash, high = binding.host_port.partition("-")
