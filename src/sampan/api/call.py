@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from sampan.api.http import JSON_LIMIT, Headers, Reply, Request
+from sampan.api.exchange import JSON_LIMIT, Headers, Reply, Request
 from sampan.api.http_head import parse_query
 from sampan.errors import InvalidArgument
 from sampan.spec.engine.wire import decode, encode

@@ -20,7 +20,7 @@ import msgspec
 
 from sampan import errors
 from sampan.api.call import Call, Version
-from sampan.api.http import Reply, Request
+from sampan.api.exchange import Reply, Request
 from sampan.api.http_head import BadRequest
 from sampan.spec.engine.system import ErrorBody
 from sampan.spec.engine.wire import encode

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sampan.api.call import Call
-from sampan.api.http import Body, Headers
+from sampan.api.exchange import Body, Headers
 from sampan.api.progress import finish_cleanly
 from sampan.engine.pipes import ByteInlet, ByteOutlet
 

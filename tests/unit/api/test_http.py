@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from sampan.api.http import Connection, HttpServer, Reply, Request
+from sampan.api.exchange import Reply, Request
+from sampan.api.http import Connection, HttpServer
 from sampan.errors import InvalidArgument
 
 HEADERS = (("Server", "Docker/test (linux)"),)

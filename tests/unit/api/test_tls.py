@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sampan.api.http import Connection, HttpServer, Reply, Request
+from sampan.api.exchange import Reply, Request
+from sampan.api.http import Connection, HttpServer
 from sampan.api.tls import TlsProtocol
 
 pytestmark = pytest.mark.skipif(
