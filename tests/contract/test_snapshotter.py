@@ -449,6 +449,25 @@ class TestRestart:
         assert again.sweep() == 1
         staged.discard()
 
+    def test_commit_that_was_cut_off_is_undone(self, driver: Snapshotter) -> None:
+        driver.prepare("c", None, init=False)
+        with root_of(driver, "c", writable=True) as fd:
+            write(fd, "x", b"1")
+        active = Path(driver.root, "active/c")  # type: ignore[attr-defined]
+        if (active / "upper").exists():
+            (active / "upper").rename(active / "fs")
+        assert reopen(driver).changes("c") == [Change("/x", ADDED)]
+
+    def test_links_of_layers_that_never_came_are_swept(self, driver: Snapshotter) -> None:
+        [base] = put(driver, BASE)
+        links = Path(driver.root, "l")  # type: ignore[attr-defined]
+        os.symlink("../layers/nobody/fs", links / "zzzz")
+        reopen(driver).sweep()
+        assert len(os.listdir(links)) == 1
+        driver.prepare("c", base)
+        with root_of(driver, "c") as fd:
+            assert "usr" in listing(fd)
+
     def test_damaged_layer_record_is_put_aside(self, driver: Snapshotter) -> None:
         ids = put(driver, BASE)
         record = Path(driver.root, "layers", ids[0][7:], "layer.json")  # type: ignore[attr-defined]

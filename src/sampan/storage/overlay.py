@@ -32,7 +32,7 @@ from sampan.storage import initlayer, layers
 from sampan.storage.access import escape, open_root
 from sampan.storage.extract import Whiteouts
 from sampan.storage.stack import ActiveRecord, LayerRecord, LayerStore
-from sampan.storage.tree import open_directory, size_of
+from sampan.storage.tree import open_directory, remove_tree, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,40 +76,54 @@ class OverlaySnapshotter(LayerStore):
             raise
 
     def commit(self, key: str, chain_id: str) -> None:
-        """The upper directory becomes the layer: renames, no copy."""
+        """The upper directory becomes the layer: renames, no copy.
+
+        active/<key>/{upper,work} ──► active/<key>/{fs,work} ──► layers/<hex>/fs. A crash after the first rename is
+        undone at the next start, one after the second has committed.
+        """
         record = self._writable(key)
-        path = self._new_staging()
+        fd = self._open_writable(key)
         try:
-            directory = os.path.join(self.root, "active", key)
-            fd = self._open_writable(key)
-            try:
-                size = size_of(fd)
-                has_root = self._root_differs(key, fd)
-            finally:
-                os.close(fd)
-            if self.exists(chain_id):
-                self._discard(path)
-                self.remove(key)
-                return
-            os.rename(os.path.join(directory, "upper"), os.path.join(path, "fs"))
-            layer = LayerRecord(
-                parent=record.parent,
-                bytes=size.apparent,
-                inodes=size.inodes,
-                link="",
-                has_root=has_root,
-            )
-            try:
-                published = self._publish(path, chain_id, layer)
-            except BaseException:
-                os.rename(os.path.join(path, "fs"), os.path.join(directory, "upper"))
-                raise
-            if not published:
-                self._discard(path)
+            size = size_of(fd)
+            has_root = self._root_differs(key, fd)
+        finally:
+            os.close(fd)
+        layer = LayerRecord(
+            parent=record.parent,
+            bytes=size.apparent,
+            inodes=size.inodes,
+            link="",
+            has_root=has_root,
+        )
+        directory = os.path.join(self.root, "active", key)
+        with self._lock:
+            if not self.exists(chain_id):
+                os.rename(os.path.join(directory, "upper"), os.path.join(directory, "fs"))
+                try:
+                    self._publish(directory, chain_id, layer)
+                except BaseException:
+                    self._recover(directory)
+                    raise
+                self._forget_active(key)
+        if key in self._active:
             self.remove(key)
-        except BaseException:
-            self._discard(path)
-            raise
+        else:
+            self._strip(chain_id)
+
+    def _strip(self, chain_id: str) -> None:
+        """What a committed snapshot had beside its files."""
+        fd = open_directory(self._layer_directory(chain_id))
+        try:
+            for name in ("work", "snapshot.json"):
+                remove_tree(name, fd)
+        finally:
+            os.close(fd)
+
+    def _recover(self, directory: str) -> None:
+        """Undo a commit that was cut off."""
+        shown, upper = os.path.join(directory, "fs"), os.path.join(directory, "upper")
+        if os.path.isdir(shown) and not os.path.exists(upper):
+            os.rename(shown, upper)
 
     # -- looking -------------------------------------------------------------------------------------------------
 

@@ -285,20 +285,30 @@ class LayerStore:
                 self._forget_child(record.parent)
                 self._drop_side_files(record)
             else:
-                self._forget_child(self._active.pop(name).parent)
+                self._forget_active(name)
         self._discard(target)
 
     def sweep(self) -> int:
-        """Drop what a crash left half made."""
+        """Drop what a crash left half made; returns how many staging directories went."""
+        staging = self._sweep_directory("staging", keep=frozenset())
+        links = frozenset(record.link for record in self._layers.values())
+        self._sweep_directory("l", keep=links)
+        self._sweep_directory("i", keep=links | {"none"})
+        return staging
+
+    def _sweep_directory(self, name: str, *, keep: frozenset[str]) -> int:
         count = 0
-        staging = open_directory(os.path.join(self.root, "staging"))
+        path = os.path.join(self.root, name)
+        fd = open_directory(path)
         try:
-            for name in os.listdir(staging):
-                unmount_layer(os.path.join(self.root, "staging", name))
-                remove_tree(name, staging)
-                count += 1
+            for entry in os.listdir(fd):
+                if entry not in keep:
+                    if name == "staging":
+                        unmount_layer(os.path.join(path, entry))
+                    remove_tree(entry, fd)
+                    count += 1
         finally:
-            os.close(staging)
+            os.close(fd)
         return count
 
     def close(self) -> None:
@@ -318,6 +328,9 @@ class LayerStore:
     def _open_writable(self, key: str) -> int:
         """The directory that holds what an active snapshot wrote."""
         raise AssertionError("every snapshotter has its own")
+
+    def _recover(self, directory: str) -> None:
+        """Put an active snapshot right that a crash left in the middle of something."""
 
     def _new_staging(self) -> str:
         path = os.path.join(self.root, "staging", secrets.token_hex(8))
@@ -423,6 +436,7 @@ class LayerStore:
                     os.path.join(self.root, "staging", f"{name[:16]}-{secrets.token_hex(4)}"),
                 )
         for key in os.listdir(os.path.join(self.root, "active")):
+            self._recover(os.path.join(self.root, "active", key))
             path = os.path.join(self.root, "active", key, "snapshot.json")
             with suppress(OSError, msgspec.MsgspecError), open(path, "rb") as file:
                 self._active[key] = msgspec.json.decode(file.read(), type=ActiveRecord)
@@ -435,6 +449,9 @@ class LayerStore:
     def _add_child(self, parent: str | None) -> None:
         if parent is not None:
             self._children[parent] = self._children.get(parent, 0) + 1
+
+    def _forget_active(self, key: str) -> None:
+        self._forget_child(self._active.pop(key).parent)
 
     def _forget_child(self, parent: str | None) -> None:
         if parent is not None:

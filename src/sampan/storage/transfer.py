@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sampan.errors import InvalidArgument, NotFound
 from sampan.linux.paths import mkdir_all_in_root, open_in_root
 from sampan.storage.copying import copy_data, set_xattrs
+from sampan.storage.globs import component_pattern
 from sampan.storage.tree import (
     DIRECTORY_FLAGS,
     FILE_FLAGS,
@@ -35,6 +36,13 @@ if TYPE_CHECKING:
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_CLOEXEC
+
+MAX_HELD = 256  # directories held open for the hard links that begin in them
+Inode = tuple[int, int]
+
+
+def _inode(info: os.stat_result) -> Inode:
+    return (info.st_dev, info.st_ino)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,33 +97,6 @@ def _matching(root: int, above: str, part: str) -> list[str]:
     return [front + name for name in listed if expression.fullmatch(name)]
 
 
-def component_pattern(pattern: str) -> re.Pattern[str]:
-    """One component of Go's filepath.Match as a regular expression. Raises InvalidArgument for a malformed class."""
-    out, at = "", 0
-    while at < len(pattern):
-        character = pattern[at]
-        at += 1
-        if character == "*":
-            out += "[^/]*"
-        elif character == "?":
-            out += "[^/]"
-        elif character == "\\" and at < len(pattern):
-            out += re.escape(pattern[at])
-            at += 1
-        elif character == "[":
-            end = pattern.find("]", at + 1)
-            if end < 0:
-                raise InvalidArgument(f"syntax error in pattern: {pattern}")
-            out += "[" + pattern[at:end].replace("\\", "\\\\") + "]"
-            at = end + 1
-        else:
-            out += re.escape(character)
-    try:
-        return re.compile(out, re.DOTALL)
-    except re.error:
-        raise InvalidArgument(f"syntax error in pattern: {pattern}") from None
-
-
 def _exists(root: int, path: str) -> bool:
     try:
         os.close(open_in_root(root, path, _PATH | os.O_NOFOLLOW))
@@ -138,15 +119,18 @@ def _one(root: int, path: str) -> Selected:
 
 
 def real_path(root: int, path: str) -> int:
-    """A readable descriptor of what the path names, links followed inside the root."""
+    """A readable descriptor of what the path names, links followed inside the root.
+
+    An O_PATH one where it is neither a directory nor a regular file: opening a device or a FIFO acts on it.
+    """
     fd = open_in_root(root, path or ".", _PATH)
     try:
-        flags = (
-            _DIRECTORY
-            if stat.S_ISDIR(os.fstat(fd).st_mode)
-            else os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        )
-        return os.open(f"/proc/self/fd/{fd}", flags)
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            return os.open(f"/proc/self/fd/{fd}", _DIRECTORY)
+        if stat.S_ISREG(mode):
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        return os.dup(fd)
     finally:
         os.close(fd)
 
@@ -157,26 +141,28 @@ class Transfer:
     def __init__(self, target_root: int, rules: TransferRules) -> None:
         self._root = target_root
         self._rules = rules
-        self._links: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self._links: dict[Inode, tuple[Inode, bytes, Inode]] = {}  # source -> directory, name, copy
+        self._held: dict[Inode, int] = {}  # directories of the target that hold a first link
         self.entries = 0
 
     def __enter__(self) -> Transfer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for fd, _name in self._links.values():
+        for fd in self._held.values():
             os.close(fd)
+        self._held.clear()
         self._links.clear()
 
     # -- the destination
 
     def directory(self, path: str) -> int:
         """A descriptor of a destination directory, made with its parents (0755, the rules' owner) where missing."""
-        current = os.dup(self._root)
-        parts = [part for part in path.split("/") if part and part != "."]
+        # `..` is worked off here, as Docker does: by descriptor it would lead out of the root.
+        parts = [part for part in os.path.normpath("/" + path).split("/") if part]
         if self._rules.follow_destination:
-            os.close(current)
             return self._made("/".join(parts))
+        current = os.dup(self._root)
         for part in parts:
             try:
                 following = self._enter(current, os.fsencode(part))
@@ -335,12 +321,12 @@ class Transfer:
             os.close(fd)
 
     def _entry(self, source: int, target: int, name: bytes, info: os.stat_result) -> None:
-        self._make_way(target, name)
         kind = stat.S_IFMT(info.st_mode)
+        if kind == stat.S_IFSOCK:
+            return  # it is nothing without the program behind it
+        self._make_way(target, name)
         self.entries += 1
-        first = self._links.get((info.st_dev, info.st_ino)) if info.st_nlink > 1 else None
-        if first is not None:
-            os.link(first[1], name, src_dir_fd=first[0], dst_dir_fd=target, follow_symlinks=False)
+        if info.st_nlink > 1 and self._linked(target, name, info):
             return
         if kind == stat.S_IFREG:
             fd = os.open(name, FILE_FLAGS, dir_fd=source)
@@ -359,7 +345,33 @@ class Transfer:
             uid, gid = self._rules.owner or (info.st_uid, info.st_gid)
             os.chown(name, uid, gid, dir_fd=target, follow_symlinks=False)
         if info.st_nlink > 1:
-            self._links[(info.st_dev, info.st_ino)] = (os.dup(target), name)
+            self._remember_link(target, name, info)
+
+    def _linked(self, target: int, name: bytes, info: os.stat_result) -> bool:
+        """Whether it became another name of the copy that was made of the same file."""
+        first = self._links.get(_inode(info))
+        if first is None:
+            return False
+        directory, known_name, copy = first
+        fd = self._held[directory]
+        try:
+            # A later source may have put another file in the copy's place.
+            if _inode(os.stat(known_name, dir_fd=fd, follow_symlinks=False)) != copy:
+                return False
+        except FileNotFoundError:
+            return False
+        os.link(known_name, name, src_dir_fd=fd, dst_dir_fd=target, follow_symlinks=False)
+        return True
+
+    def _remember_link(self, target: int, name: bytes, info: os.stat_result) -> None:
+        """One descriptor a directory, and not without end: beyond that the names become files of their own."""
+        directory = _inode(os.fstat(target))
+        if directory not in self._held:
+            if len(self._held) >= MAX_HELD:
+                return
+            self._held[directory] = os.dup(target)
+        copy = _inode(os.stat(name, dir_fd=target, follow_symlinks=False))
+        self._links[_inode(info)] = (directory, name, copy)
 
     def _make_way(self, target: int, name: bytes) -> None:
         try:
