@@ -122,6 +122,8 @@ def main(argv: list[str] | None = None) -> int:
         return handler(name)(context, parsed)
     except (SampanError, OSError, ValueError) as error:
         return _fail(log, name, message_of(error, name))
+    except Exception as error:  # noqa: BLE001 - a defect of ours is one line too, not a page for an engine's log
+        return _fail(log, name, f"internal error: {type(error).__name__}: {error}")
 
 
 def handler(name: str) -> Callable[[Context, Parsed], int]:

@@ -25,7 +25,8 @@ def before_pivot(plan: LaunchPlan, spec: Spec) -> list[Step]:
         steps.append(Step("wait for the hooks of the runtime", wait_for_parent))
     for hook in plan.hooks.get("createContainer") or ():
         steps.append(
-            Step(f"run createContainer hook {hook['path']}", hooks.run_in_container, plan, hook, "creating",
+            Step(f"run createContainer hook {hook['path']}", hooks.run_in_container, plan, hook, "createContainer",
+                "creating",
                  blame="createContainer hook")
         )  # fmt: skip
     return steps
@@ -34,7 +35,8 @@ def before_pivot(plan: LaunchPlan, spec: Spec) -> list[Step]:
 def at_start(plan: LaunchPlan) -> list[Step]:
     """startContainer hooks: after start, inside the container, before its program."""
     return [
-        Step(f"run startContainer hook {hook['path']}", hooks.run_in_container, plan, hook, "created",
+        Step(f"run startContainer hook {hook['path']}", hooks.run_in_container, plan, hook, "startContainer",
+            "created",
              blame="startContainer hook")
         for hook in plan.hooks.get("startContainer") or ()
     ]  # fmt: skip

@@ -63,9 +63,9 @@ def run_all(hooks: list[Hook] | None, kind: str, state: State | dict[str, Any]) 
             raise
 
 
-def run_in_container(stage: Stage, plan: LaunchPlan, hook: Hook, status: str) -> None:
+def run_in_container(stage: Stage, plan: LaunchPlan, hook: Hook, kind: str, status: str) -> None:
     """By init itself, so with the container's pid of it."""
-    run(hook, state_of(plan, status, posix.getpid()))
+    run_all([hook], kind, state_of(plan, status, posix.getpid()))
 
 
 def run(hook: Hook, state: State | dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .steps import Stage
 
 EPERM, EBUSY, EINVAL = 1, 16, 22
+HARMLESS = "/tmp"  # there on every host, open to all, and nothing of ours is read from it
 
 # What may be mounted over inside /proc: files whose answer tools want virtualised (lxcfs), nothing that the
 # kernel takes orders from.
@@ -212,6 +213,8 @@ def make_parent_private(stage: Stage, rootfs: str) -> None:
         try:
             m.set_propagation(path, c.MS_PRIVATE)
             return
+        except PermissionError:
+            return  # not reachable as root of a user namespace: bind_root finds another place
         except OSError as error:
             # EINVAL: not a mount point itself, so its parent directory may be
             if error.errno != EINVAL or path == "/":
@@ -224,7 +227,13 @@ def bind_root(stage: Stage, rootfs: str) -> None:
     tree = stage.handles.get("rootfs", -1)
     if tree < 0:
         tree = m.clone_tree(rootfs, recursive=True)
-    attach_root(stage, rootfs, tree)
+    try:
+        attach_root(stage, rootfs, tree)
+    except PermissionError:
+        # Root of a user namespace may not reach the directory. Where in our own tree the root lies does
+        # not matter: pivot_root takes the rest away.
+        make_parent_private(stage, HARMLESS)
+        attach_root(stage, HARMLESS, tree)
 
 
 def attach_root(stage: Stage, rootfs: str, tree: int) -> None:

@@ -22,6 +22,7 @@ from sampan.linux.syscalls import (
     keyctl_describe,
     keyctl_join_session,
     keyctl_set_permissions,
+    openat2,
     personality,
     prctl,
     prlimit,
@@ -242,10 +243,17 @@ def change_directory(stage: Stage, path: str) -> None:
     "(unreachable)". All descriptors but stdio and the preserved ones are closed before.
     """
     try:
-        posix.chdir(path)
+        _go(path)
     except FileNotFoundError:
         _make_directories(path)
-        posix.chdir(path)
+        _go(path)
+
+
+def _go(path: str) -> None:
+    """Without magic links: whatever descriptor of ours /proc/self/fd/N would be, nobody gets there."""
+    fd = openat2(c.AT_FDCWD, path, posix.O_PATH | posix.O_DIRECTORY, 0, c.RESOLVE_NO_MAGICLINKS)
+    posix.fchdir(fd)
+    posix.close(fd)
 
 
 def enter_directory(stage: Stage, path: str) -> None:

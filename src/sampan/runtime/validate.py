@@ -131,10 +131,12 @@ _RANGES = {
 
 def validate(spec: Any) -> Spec:
     """The spec itself, when it is one; InvalidArgument naming the first field that is wrong."""
+    if not isinstance(spec, dict):
+        raise _wrong("config.json", "an object", spec)
     check_types(spec, SPEC, "")
     for check in CHECKS:
         check(spec)
-    return spec  # type: ignore[no-any-return]
+    return spec  # type: ignore[return-value]
 
 
 def validate_process(process: Any) -> None:
