@@ -612,11 +612,17 @@ def test_no_module_of_the_image_is_imported(oci: Runtime) -> None:
 def test_who_joins_a_container_cannot_be_looked_into(oci: Runtime) -> None:
     """Rule P3: while exec joins, a root inside sees a process that gives nothing away."""
     # What is still called python afterwards was python when it was looked at; the rest has executed meanwhile.
-    watcher = (
-        "echo ready > /ready; while [ ! -e /stop ]; do for p in /proc/[0-9]*; do case $p in /proc/1|/proc/$$) continue;; esac; "
-        "case $(cat $p/comm 2>/dev/null) in python*) seen=$(cat $p/environ $p/maps 2>/dev/null; readlink $p/exe 2>/dev/null; "
-        'ls $p/fd 2>/dev/null); case $(cat $p/comm 2>/dev/null) in python*) echo "seen $seen" >> /leak;; esac;; esac; done; done'
-    )
+    watcher = """
+        echo ready > /ready
+        while [ ! -e /stop ]; do
+            for p in /proc/[0-9]*; do
+                case $p in /proc/1|/proc/$$) continue;; esac
+                case $(cat $p/comm 2>/dev/null) in python*) ;; *) continue;; esac
+                seen=$(cat $p/environ $p/maps 2>/dev/null
+                    for l in exe cwd root fd/0 fd/3 fd/4 fd/5; do readlink $p/$l 2>/dev/null; done)
+                case $(cat $p/comm 2>/dev/null) in python*) echo "seen $seen" >> /leak;; esac
+            done
+        done"""
     bundle = oci.bundle(args=["sh", "-c", watcher])
     oci("run", "-d", "--bundle", str(bundle), "c")
     while not (bundle / "rootfs/ready").exists():
