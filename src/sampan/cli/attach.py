@@ -7,7 +7,7 @@ import posix
 from sampan.cli import streams
 from sampan.cli.client import escape
 from sampan.cli.failures import Detached, Failure
-from sampan.cli.session import out
+from sampan.cli.streams import status_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,25 +43,19 @@ def attach(session: Session, options: Options) -> int:
             hijacked, tty=tty, stdin=with_stdin, keys=streams.detach_keys(keys), on_ready=resize
         )
     except Detached:
-        out("read escape sequence")
-        return 0
-    answer: dict[str, Any] = waiting.json() or {}
-    error = answer.get("Error") or {}
-    if error.get("Message"):
-        raise Failure(str(error["Message"]))
-    status: int = answer.get("StatusCode", 0)
-    return status
+        raise Failure("read escape sequence") from None
+    return status_of(client, name, waiting)
 
 
 def _attachable(client: Client, name: str) -> dict[str, Any]:
     container: dict[str, Any] = client.json(f"/containers/{name}/json")
     state = container["State"]
     if not state["Running"]:
-        raise Failure("cannot attach to a stopped container, start it first")
+        raise Failure("You cannot attach to a stopped container, start it first")
     if state["Paused"]:
-        raise Failure("cannot attach to a paused container, unpause it first")
+        raise Failure("You cannot attach to a paused container, unpause it first")
     if state["Restarting"]:
-        raise Failure("cannot attach to a restarting container, wait until it is running")
+        raise Failure("You cannot attach to a restarting container, wait until it is running")
     return container
 
 
@@ -108,5 +102,4 @@ def start_attached(session: Session, options: Options) -> int:
         streams.pump(hijacked, tty=tty, stdin=stdin, keys=streams.detach_keys(keys), on_ready=start)
     except Detached:
         return 0
-    status: int = (waiting[0].json() or {}).get("StatusCode", 0)
-    return status
+    return status_of(client, identity, waiting[0])

@@ -13,7 +13,6 @@ from sampan.cli import streams
 from sampan.cli.client import escape
 from sampan.cli.create import Wrong, key_values
 from sampan.cli.failures import Detached, Failure
-from sampan.cli.session import out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,8 +48,7 @@ def exec_(session: Session, options: Options) -> int:
             hijacked, tty=body["Tty"], stdin=body["AttachStdin"], keys=keys, on_ready=resize
         )
     except Detached:
-        out("read escape sequence")
-        return 1
+        raise Failure("read escape sequence") from None
     state: dict[str, Any] = client.json(f"/exec/{identity}/json")
     status: int = state.get("ExitCode") or 0
     return status

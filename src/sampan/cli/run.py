@@ -123,7 +123,7 @@ def _run_attached(
             client.call("POST", f"{path}/start").read()
         except Failure as failure:
             if options.flag("rm"):
-                _status(waiting[0])
+                streams.status_of(client, identity, waiting[0])
             raise _with_status(failure) from None
         if body["Tty"] and posix.isatty(1):
             streams.watch_size(client, path)
@@ -140,22 +140,7 @@ def _run_attached(
         )
     except Detached:
         return 0
-    return _status(waiting[0])
-
-
-def _status(reply: Reply) -> int:
-    """What the container ended with, from an open `wait`."""
-    try:
-        answer = reply.json() or {}
-    except Failure as failure:
-        warn(f"error waiting for container: {failure.message}")
-        return 125
-    error = answer.get("Error") or {}
-    if error.get("Message"):
-        warn(f"Error waiting for container: {error['Message']}")
-        return 125
-    status: int = answer.get("StatusCode", 125)
-    return status
+    return streams.status_of(client, identity, waiting[0])
 
 
 def _create(session: Session, options: Options, body: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import posix
 import select
 
 from sampan.cli.client import NOSIGNAL
-from sampan.cli.failures import Detached, Failure
+from sampan.cli.failures import Detached, Failure, Refused
 from sampan.cli.session import warn, write_all
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from sampan.cli.client import Client, Hijacked
+    from sampan.cli.client import Client, Hijacked, Reply
 
 CHUNK = 1 << 17
 DONTWAIT = 0x40
@@ -302,3 +302,32 @@ def kill_sender(client: Client, container: str) -> Callable[[int], None]:
             pass
 
     return send
+
+
+def status_of(client: Client, container: str, reply: Reply) -> int:
+    """What the container ended with, from an open `wait`; asked again if the engine was replaced meanwhile."""
+    try:
+        answer = reply.json() or {}
+    except (Failure, OSError) as lost:
+        answer = _asked_again(client, container, lost)
+    error = answer.get("Error") or {}
+    if error.get("Message"):
+        warn(f"Error waiting for container: {error['Message']}")
+        return 125
+    status: int = answer.get("StatusCode", 125)
+    return status
+
+
+def _asked_again(client: Client, container: str, lost: Exception) -> dict[str, Any]:
+    """An engine may be restarted under a running container: give the new one ten seconds to answer."""
+    for attempt in range(40):
+        select.select([], [], [], 0.05 if attempt < 10 else 0.3)
+        try:
+            answer: dict[str, Any] = client.post(f"/containers/{container}/wait")
+            return answer
+        except Refused:
+            break  # the container is gone, and its status with it
+        except (Failure, OSError):
+            continue
+    warn(f"error waiting for container: {lost}")
+    return {}
