@@ -45,7 +45,7 @@ RESIZE_PATIENCE_S = 10.0
 async def create(engine: Engine, ref: str, config: ExecConfig) -> IdResponse:
     """Remember a process to run; who it runs as is looked up now, so that a wrong user fails here."""
     container = engine.containers.find(ref)
-    _check_running(container)
+    _check_running(container, ref)
     if not config.cmd:
         raise InvalidArgument("No exec command specified")
     validate.check_environment(config.env)
@@ -69,7 +69,7 @@ async def create(engine: Engine, ref: str, config: ExecConfig) -> IdResponse:
     return IdResponse(id=record.id)
 
 
-def _check_running(container: Container) -> None:
+def _check_running(container: Container, ref: str = "") -> None:
     if container.state.restarting and not container.is_running:
         raise Conflict(
             f"Container {container.id} is restarting, wait until the container is running"
@@ -77,7 +77,8 @@ def _check_running(container: Container) -> None:
     if not container.is_running:
         raise Conflict(f"Container {container.id} is not running")
     if container.state.paused:
-        raise Conflict(f"Container {container.id} is paused, unpause the container before exec")
+        named = ref or container.id
+        raise Conflict(f"Container {named} is paused, unpause the container before exec")
 
 
 def forget_old(engine: Engine) -> None:

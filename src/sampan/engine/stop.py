@@ -12,10 +12,11 @@ import logging
 from typing import TYPE_CHECKING
 
 from sampan.engine import start, supervise
-from sampan.engine.words import parse_signal
+from sampan.engine.words import SIGRTMAX, parse_signal
 from sampan.errors import Conflict, Internal, InvalidArgument, NotFound, NotModified, SampanError
 from sampan.shim.client import ShimGone
 from sampan.spec.engine.container import WaitResponse
+from sampan.units import parse_uint
 
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
@@ -145,6 +146,10 @@ async def restart(
 
 async def kill(engine: Engine, ref: str, *, signal: str = "KILL") -> None:
     """Send a signal to process 1. SIGKILL goes to everything in the container and is waited for."""
+    if (asked := parse_uint(signal)) is not None and asked > SIGRTMAX:
+        raise InvalidArgument(
+            f"Cannot kill container: {ref}: The linux daemon does not support signal {asked}"
+        )
     number = parse_signal(signal or "KILL")
     try:
         container = engine.containers.find(ref)
