@@ -167,6 +167,8 @@ def _take(where: str, subdir: str, into: Context) -> None:
         for part in subdir.split("/"):
             if not part:
                 continue
+            if part == "..":
+                raise NotFound(f"subdir {subdir!r} is not a directory of the repository")
             try:
                 following = open_directory(part, held)
             except OSError:

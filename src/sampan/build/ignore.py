@@ -13,6 +13,7 @@ import posixpath
 import re
 
 from sampan.errors import InvalidArgument
+from sampan.storage.globs import character_class
 
 
 class Pattern:
@@ -56,8 +57,10 @@ def compile_pattern(text: str) -> re.Pattern[str]:
         if character == "*":
             if at < end and text[at] == "*":
                 at += 1
-                if at < end and text[at] == "/":
-                    at += 1
+                while text.startswith("/", at) or text.startswith("**/", at):
+                    at += (
+                        3 if text[at] == "*" else 1
+                    )  # a row of them says no more than one, and costs more
                 out += ".*" if at == end else "(.*/)?"
             else:
                 out += "[^/]*"
@@ -70,17 +73,11 @@ def compile_pattern(text: str) -> re.Pattern[str]:
             else:
                 out += "\\\\"
         elif character == "[":
-            close = text.find("]", at + 1)
-            if close < 0:
-                raise InvalidArgument(f"error checking context: syntax error in pattern: {text}")
-            out += "[" + text[at:close].replace("\\", "\\\\") + "]"
-            at = close + 1
+            part, at = character_class(text, at)
+            out += part
         else:
             out += re.escape(character)
-    try:
-        return re.compile(out, re.DOTALL)
-    except re.error:
-        raise InvalidArgument(f"error checking context: syntax error in pattern: {text}") from None
+    return re.compile(out, re.DOTALL)
 
 
 class Matcher:
@@ -96,16 +93,19 @@ class Matcher:
 
     def _matches(self, path: str) -> tuple[bool, ...]:
         """Which patterns match the path or a directory above it."""
-        known = self._known.get(path)
-        if known is None:
-            above = self._matches(posixpath.dirname(path))
+        missing = []
+        while path not in self._known:
+            missing.append(path)
+            path = path.rpartition("/")[0]
+        known = self._known[path]
+        if len(self._known) > 20_000:
+            self._known = {"": self._known[""]}
+        for each in reversed(missing):
             known = tuple(
-                hit or pattern.expression.fullmatch(path) is not None
-                for hit, pattern in zip(above, self.patterns, strict=True)
+                hit or pattern.expression.fullmatch(each) is not None
+                for hit, pattern in zip(known, self.patterns, strict=True)
             )
-            if len(self._known) > 20_000:
-                self._known = {"": self._known[""]}
-            self._known[path] = known
+            self._known[each] = known
         return known
 
     def ignores(self, path: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 _WHO = {"u": 0o4700, "g": 0o2070, "o": 0o1007, "a": 0o7777}
 _BITS = {"r": 0o444, "w": 0o222, "x": 0o111, "s": 0o6000, "t": 0o1000}
 _CLAUSE = re.compile(r"([ugoa]*)((?:[-+=](?:[rwxXst]+|[ugo]|))+)")
-_ACTION = re.compile(r"([-+=])([rwxXst]*|[ugo])")
+_ACTION = re.compile(r"([-+=])([ugo]|[rwxXst]*)")
 
 
 def mode_changer(text: str) -> Callable[[int, bool], int] | None:
@@ -48,4 +48,4 @@ def _apply(mode: int, who: str, operator: str, permissions: str, *, is_directory
         return mode | bits
     if operator == "-":
         return mode & ~bits
-    return mode & ~(mask & 0o777) | bits
+    return mode & ~mask | bits

@@ -9,8 +9,9 @@ Source: the Dockerfile reference, "ADD" (remote sources) and "Build context: Git
 
 from __future__ import annotations
 
+import posixpath
 import re
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
 import msgspec
 
@@ -18,6 +19,9 @@ from sampan.build.expand import go_quote
 from sampan.build.parser import DockerfileError
 
 SCP_LIKE = re.compile(r"[a-zA-Z0-9_-]+@[a-zA-Z0-9.-]+:.+", re.ASCII)
+OPTION_LIKE = re.compile(
+    r"^-|://-|^[^/]*@-|://[^/]*@-", re.ASCII
+)  # git, ssh would take a host for one
 QUERY_KEYS = (
     "ref",
     "tag",
@@ -53,7 +57,7 @@ def parse_git(text: str) -> GitReference | None:
     if SCP_LIKE.fullmatch(text) and "://" not in text:
         url, _, fragment = text.partition("#")
         return _with_fragment(url, fragment, {})
-    parts = urlsplit(text) if "://" in text else None
+    parts = _split(text) if "://" in text else None
     if parts is None or parts.scheme not in ("http", "https", "git", "ssh"):
         return None
     if parts.scheme in ("http", "https") and not parts.path.rstrip("/").endswith(".git"):
@@ -74,14 +78,22 @@ def _with_fragment(url: str, fragment: str, query: dict[str, str]) -> GitReferen
     if len(named) > 1:
         raise DockerfileError("only one of ref, tag and branch can be given")
     ref = ref or (named[0] if named else "")
-    if ref.startswith("-") or url.startswith("-"):
+    if ref.startswith("-") or OPTION_LIKE.search(url):
         raise DockerfileError(f"invalid git reference {go_quote(ref or url)}")
+    subdir = subdir or query.get("subdir", "")
     return GitReference(
-        url=url, ref=ref, subdir=(subdir or query.get("subdir", "")).strip("/"),
+        url=url, ref=ref, subdir=posixpath.normpath("/" + subdir).strip("/"),
         checksum=query.get("checksum") or query.get("commit") or "",
         keep_git_dir=_flag(query.get("keep-git-dir"), default=False),
         submodules=_flag(query.get("submodules"), default=True),
     )  # fmt: skip
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise DockerfileError(f"invalid URL {go_quote(text)}: {error}") from None
 
 
 def _flag(text: str | None, *, default: bool) -> bool:
@@ -92,7 +104,10 @@ def _flag(text: str | None, *, default: bool) -> bool:
 
 def without_credentials(url: str) -> str:
     """The URL for people and records: user and password are nobody's business (CVE-2023-26054)."""
-    parts = urlsplit(url) if "://" in url else None
+    try:
+        parts = urlsplit(url) if "://" in url else None
+    except ValueError:
+        return "(a malformed URL)"
     if parts is None or "@" not in parts.netloc:
         return url
     host = parts.netloc.rpartition("@")[2]
