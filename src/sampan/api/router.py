@@ -59,6 +59,11 @@ def message_of(error: Exception) -> str:
     """What the client is told. A defect of ours says which, without a traceback."""
     if isinstance(error, errors.SampanError | BadRequest):
         return str(error)
+    if (
+        isinstance(error, OSError) and error.strerror
+    ):  # the host failed us: "no space left on device"
+        where = f"{error.filename}: " if error.filename else ""
+        return where + error.strerror[0].lower() + error.strerror[1:]
     return f"internal error: {type(error).__name__}: {error}"
 
 
