@@ -128,6 +128,13 @@ def wait_for_end(pidfd: int) -> None:
     os.close(pidfd)
 
 
+def test_start_of_a_program_that_ends_at_once_succeeds(oci: Runtime) -> None:
+    for number in range(5):
+        name = f"short{number}"
+        assert oci("create", "--bundle", str(oci.bundle(args=["true"])), name).returncode == 0
+        assert oci("start", name).returncode == 0
+
+
 def test_a_running_container_is_deleted_only_with_force(oci: Runtime) -> None:
     bundle = oci.bundle(args=["sleep", "1000"])
     assert oci("run", "-d", "--bundle", str(bundle), "c").returncode == 0

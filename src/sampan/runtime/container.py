@@ -374,9 +374,10 @@ def start(container: Container) -> None:
     with Lock(container.directory):
         require("start", container.status())
         sock = _socket.socket(fileno=_connect(container.start_socket, _socket.SOCK_SEQPACKET))
+        # Before it starts: a short program may be gone a moment later.
+        pidfd = open_pidfd(container.state.pid, container.state.start_time)
         posix.unlink(container.start_socket)
         channel.send(sock, channel.START)
-        pidfd = open_pidfd(container.state.pid, container.state.start_time)
         await_execution(sock, pidfd, state_document(container, CREATING))
         posix.close(pidfd)
         sock.close()

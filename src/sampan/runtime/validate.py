@@ -515,6 +515,13 @@ def _check_memory_policy(spec: Any) -> None:
         raise InvalidArgument(f"linux.memoryPolicy.nodes: {mode} needs at least one")
 
 
+def _check_intel_rdt(spec: Any) -> None:
+    if (spec.get("linux") or {}).get("intelRdt"):
+        raise InvalidArgument(
+            "linux.intelRdt: is specified in config, but Intel RDT is not enabled"
+        )
+
+
 def _check_personality(spec: Any) -> None:
     personality = (spec.get("linux") or {}).get("personality")
     if not personality:
@@ -539,4 +546,5 @@ CHECKS = (
     _check_sysctls,
     _check_memory_policy,
     _check_personality,
+    _check_intel_rdt,
 )

@@ -104,6 +104,7 @@ BAD = [
     ("linux.memoryPolicy", {"mode": "MPOL_BIND"}, "linux.memoryPolicy.nodes"),
     ("linux.memoryPolicy", {}, "linux.memoryPolicy.mode"),
     ("linux.personality", {"domain": "BSD"}, "linux.personality.domain"),
+    ("linux.intelRdt", {"closID": "x"}, "linux.intelRdt"),
     ("hooks", {"poststop": [{"path": "x"}]}, "hooks.poststop[0].path"),
     ("hooks", {"poststop": [{"path": "/x", "timeout": 0}]}, "hooks.poststop[0].timeout"),
 ]
