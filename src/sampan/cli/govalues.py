@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class TemplateError(Exception):
-    """What Go's text/template would say while it executes."""
+    """What Go's text/template would say while it executes; `partial` is what was written before."""
+
+    partial = ""
 
 
 class Cell:

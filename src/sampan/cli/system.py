@@ -79,6 +79,7 @@ def _print(template: Any, value: dict[str, Any]) -> None:
     try:
         out(template.render(Cell(value, "system.versionInfo")))
     except TemplateError as error:
+        out(error.partial)
         raise Failure(str(error)) from None
 
 
@@ -209,6 +210,7 @@ def _print_info(template: Any, found: dict[str, Any], client: dict[str, Any]) ->
     try:
         out(template.render(Cell({**found, "ClientInfo": client}, "system.dockerInfo")))
     except TemplateError as error:
+        out(error.partial)
         raise Failure(str(error)) from None
 
 

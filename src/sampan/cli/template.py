@@ -331,7 +331,7 @@ class Parser:
             return self.fail(word, position)
         if kind == "end":
             return self.fail(f'unexpected "}}}}" in {context}', position)
-        shown = f"<{word}>" if kind == "keyword" else f'"{word}"'
+        shown = f"<{word}>" if kind in ("keyword", "dot") else f'"{word}"'
         return self.fail(f"unexpected {shown} in {context}", position)
 
 
@@ -397,8 +397,13 @@ def scan(text: str, position: int, start: int) -> tuple[list[Token], int, bool]:
 
 
 def _word_end(text: str, position: int) -> int:
+    """Where a name is over; what follows it must be able to."""
     while position < len(text) and (text[position].isalnum() or text[position] == "_"):
         position += 1
+    after = text[position : position + 1]
+    if after and after not in SPACE + ".,|:)(" and not text.startswith("}}", position):
+        code = f"U+{ord(after):04X} '{after}'"
+        raise ParseError(f":{line_of(text, position)}: bad character {code}")
     return position
 
 

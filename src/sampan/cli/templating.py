@@ -37,7 +37,11 @@ class Template:
         out: list[str] = []
         run = _Run(self, strict, out)
         run.scope.append(("$", data))
-        run.nodes(self.templates[""], data)
+        try:
+            run.nodes(self.templates[""], data)
+        except TemplateError as error:
+            error.partial = "".join(out)
+            raise
         return "".join(out)
 
     def with_headers(self) -> Template:
