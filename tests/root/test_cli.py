@@ -6,7 +6,9 @@ import fcntl
 import os
 import pty
 import select
+import shutil
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from tests.support.engine import REPOSITORY, EngineProcess
 
 pytestmark = pytest.mark.root
@@ -298,3 +301,80 @@ def test_a_clone_needs_nothing_but_a_path(engine: EngineProcess) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "hi\n", "")
+
+
+def test_an_attached_client_outlives_its_engine(
+    fresh_engine: EngineProcess, busybox_tar: Path
+) -> None:
+    engine = fresh_engine.start()
+    engine.sampan("import", str(busybox_tar), "busybox")
+    script = "echo before; while [ ! -e /go ]; do sleep 0.1; done; echo after; exit 6"
+    with subprocess.Popen(
+        [SAMPAN, "run", "--name", "survivor", "busybox", "/bin/sh", "-c", f"PATH=/bin; {script}"],
+        stdout=subprocess.PIPE, env=engine.environment, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "before\n"
+        engine.kill()
+        engine.start()
+        engine.sampan("exec", "survivor", "/bin/touch", "/go")
+        assert process.stdout.readline() == "after\n"
+        assert process.wait(timeout=30) == 6
+
+
+def test_a_registry_with_a_password(engine: EngineProcess, tmp_path: Path) -> None:
+    for program in ("docker-registry", "htpasswd"):
+        require(shutil.which(program) is not None, f"needs {program}")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    words = subprocess.run(
+        ["htpasswd", "-Bbn", "me", "secret"], capture_output=True, text=True, check=True
+    ).stdout
+    (tmp_path / "users").write_text(words)
+    (tmp_path / "config.yml").write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/data}}}}\nhttp: {{addr: '{address}'}}\n"
+        f"auth: {{htpasswd: {{realm: r, path: {tmp_path}/users}}}}\n"
+    )
+    registry = subprocess.Popen(
+        ["docker-registry", "serve", str(tmp_path / "config.yml")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    name = f"{address}/bb:1"
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) == 0:
+                    break
+            time.sleep(0.05)
+        engine.sampan("tag", "busybox", name)
+        assert engine.sampan("push", name, check=False).returncode == 1
+        assert (
+            engine.sampan(
+                "login", "-u", "me", "--password-stdin", address, input="wrong", check=False
+            ).returncode
+            == 1
+        )
+        assert (
+            engine.sampan("login", "-u", "me", "--password-stdin", address, input="secret").stdout
+            == "Login Succeeded\n"
+        )
+        assert "1: digest: sha256:" in engine.sampan("push", name).stdout
+        engine.sampan("rmi", name)
+        assert engine.sampan("pull", "-q", name).stdout == f"{name}\n"
+        assert '"schemaVersion"' in engine.sampan("manifest", "inspect", "--insecure", name).stdout
+        engine.sampan("manifest", "create", "--insecure", f"{address}/bb:list", name)
+        engine.sampan("manifest", "push", "--insecure", "--purge", f"{address}/bb:list")
+        assert (
+            '"manifests"'
+            in engine.sampan("manifest", "inspect", "--insecure", f"{address}/bb:list").stdout
+        )
+        assert (
+            engine.sampan("logout", address).stdout == f"Removing login credentials for {address}\n"
+        )
+        assert engine.sampan("pull", name, check=False).returncode == 1
+    finally:
+        registry.terminate()
+        registry.wait()
+        engine.sampan("rmi", "-f", name, check=False)
