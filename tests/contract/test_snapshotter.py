@@ -9,12 +9,12 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from sampan.errors import Conflict, InvalidArgument, NotFound
+from sampan.errors import Conflict, InvalidArgument, NotFound, Unsupported
 from sampan.storage import erofs_mount, overlay
 from sampan.storage.erofs_layers import ErofsSnapshotter
 from sampan.storage.layers import ADDED, DELETED, MODIFIED, Change
@@ -349,6 +349,28 @@ class TestActive:
     def test_key_cannot_be_a_path(self, driver: Snapshotter, key: str) -> None:
         with pytest.raises(InvalidArgument):
             driver.prepare(key, None)
+
+    def test_size_is_kept(self, driver: Snapshotter) -> None:
+        [base] = put(driver, BASE)
+        if driver.name == "vfs":
+            with pytest.raises(Unsupported):
+                driver.prepare("c", base, size_bytes=64 << 20)
+            return
+        with pytest.raises(InvalidArgument, match="below the minimum"):
+            driver.prepare("c", base, size_bytes=1 << 20)
+        driver.prepare("c", base, size_bytes=32 << 20)
+        with root_of(driver, "c", writable=True) as fd:
+            write(fd, "small", b"1")
+            with pytest.raises(OSError, match="No space left"):
+                for number in range(40):
+                    write(fd, f"big{number}", bytes(1 << 20))
+            for number in range(40):
+                with suppress(FileNotFoundError):
+                    os.unlink(f"big{number}", dir_fd=fd)
+        assert reopen(driver).changes("c") == [Change("/small", ADDED)]
+        driver.commit("c", "sha256:" + "c" * 64)
+        assert driver.usage("sha256:" + "c" * 64).bytes == 1
+        assert driver.sweep() == 0
 
     def test_view_cannot_be_written(self, driver: Snapshotter) -> None:
         [base] = put(driver, BASE)

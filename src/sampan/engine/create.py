@@ -31,6 +31,7 @@ from sampan.spec.engine.container import (
     LogConfig,
     RestartPolicy,
 )
+from sampan.units import parse_size
 
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
@@ -210,7 +211,8 @@ def _take_blocking(
     directory.mkdir(mode=0o700, parents=True)
     undo.callback(shutil.rmtree, directory, ignore_errors=True)
     unpack.ensure(engine.catalog, engine.catalog.get(record.image_id))
-    engine.snapshots.prepare(record.id, record.chain_id or None)
+    size = (record.host_config.storage_opt or {}).get("size", "0")
+    engine.snapshots.prepare(record.id, record.chain_id or None, size_bytes=parse_size(size))
     undo.callback(engine.snapshots.remove, record.id)
     mounts = prepare_volumes(engine, record)
     undo.callback(release_volumes, engine, record.id, mounts)

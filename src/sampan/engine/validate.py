@@ -314,10 +314,11 @@ def _device_requests(request: CreateRequest) -> None:
 
 
 def _storage_options(request: CreateRequest) -> None:
-    if request.host_config.storage_opt:
-        raise InvalidArgument(
-            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option"
-        )
+    for name, value in (request.host_config.storage_opt or {}).items():
+        if name != "size":
+            raise InvalidArgument(f"Unknown option {name}")
+        if parse_size(value) <= 0:
+            raise InvalidArgument(f"invalid storage size: '{value}'")
 
 
 def _sysctls(request: CreateRequest) -> None:

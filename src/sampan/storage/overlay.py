@@ -1,6 +1,7 @@
 """Snapshots by overlayfs: a container's writes in an upper directory over the shared layers.
 
-    active/<key>/upper  work        merged by the caller, from `mounts()`
+    active/<key>/upper  work        merged by the caller, from `mounts()`; in a file system of their own, if
+                                    the snapshot has a size (sized.py)
 
     lowerdir = [init layer of the stack] : topmost layer : ... : bottom layer
 
@@ -28,10 +29,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sampan.errors import Conflict
 from sampan.linux.mounts import overlay
-from sampan.storage import initlayer, layers
+from sampan.storage import initlayer, layers, sized
 from sampan.storage.access import escape, open_root
 from sampan.storage.extract import Whiteouts
 from sampan.storage.stack import ActiveRecord, LayerRecord, LayerStore
+from sampan.storage.streams import ChunkReader
 from sampan.storage.tree import open_directory, remove_tree, size_of
 
 if TYPE_CHECKING:
@@ -49,8 +51,10 @@ class OverlaySnapshotter(LayerStore):
 
     # -- making --------------------------------------------------------------------------------------------------
 
-    def prepare(self, key: str, parent: str | None, *, init: bool = True) -> None:
-        self._new(key, ActiveRecord(parent=parent, init=init))
+    def prepare(
+        self, key: str, parent: str | None, *, init: bool = True, size_bytes: int = 0
+    ) -> None:
+        self._new(key, ActiveRecord(parent=parent, init=init, size_bytes=size_bytes))
 
     def view(self, key: str, parent: str | None) -> None:
         self._new(key, ActiveRecord(parent=parent, kind="view"))
@@ -63,9 +67,12 @@ class OverlaySnapshotter(LayerStore):
         path = self._new_staging()
         try:
             if record.kind == "active":
+                if record.size_bytes:
+                    sized.make(path, record.size_bytes)
+                base = sized.show(path) if record.size_bytes else path
                 for name in ("upper", "work"):
-                    os.mkdir(os.path.join(path, name), 0o755)
-                fd = open_directory(os.path.join(path, "upper"))
+                    os.mkdir(os.path.join(base, name), 0o755)
+                fd = open_directory(os.path.join(base, "upper"))
                 try:
                     self._copy_root_attributes(record.parent, fd)
                 finally:
@@ -82,6 +89,12 @@ class OverlaySnapshotter(LayerStore):
         undone at the next start, one after the second has committed.
         """
         record = self._writable(key)
+        if record.size_bytes:  # on a file system of its own: copied
+            if not self.exists(chain_id):
+                with self.stage(ChunkReader(self.diff(key))) as staged:
+                    staged.publish(chain_id, record.parent)
+            self.remove(key)
+            return
         fd = self._open_writable(key)
         try:
             size = size_of(fd)
@@ -178,8 +191,7 @@ class OverlaySnapshotter(LayerStore):
 
     def upper_path(self, key: str) -> str:
         """The directory that takes the writes of an active snapshot (for quotas)."""
-        self._writable(key)
-        return os.path.join(self.root, "active", key, "upper")
+        return os.path.join(self._base(key, self._writable(key)), "upper")
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -199,8 +211,8 @@ class OverlaySnapshotter(LayerStore):
             return lower, None, None
         if not lower:
             lower = [os.path.join(self.root, "empty")]
-        directory = os.path.join(self.root, "active", key)
-        return lower, os.path.join(directory, "upper"), os.path.join(directory, "work")
+        base = self._base(key, record)
+        return lower, os.path.join(base, "upper"), os.path.join(base, "work")
 
     def _lower_path(self, chain_id: str) -> str:
         """A short path to a layer's files."""
@@ -236,7 +248,12 @@ class OverlaySnapshotter(LayerStore):
     def _open_writable(self, key: str) -> int:
         if self._snapshot(key).kind == "view":
             return open_directory(os.path.join(self.root, "empty"))
-        return open_directory(os.path.join(self.root, "active", key, "upper"))
+        return open_directory(os.path.join(self._base(key, self._active[key]), "upper"))
+
+    def _base(self, key: str, record: ActiveRecord) -> str:
+        """Where upper and work directory are: the snapshot's own, or its file system's."""
+        directory = os.path.join(self.root, "active", key)
+        return sized.show(directory) if record.size_bytes else directory
 
     def _open_own(self, name: str) -> int:
         """The directory with what a layer or snapshot itself holds."""

@@ -127,8 +127,12 @@ class Snapshotter(Protocol):
     def walk(self) -> Iterator[Snapshot]:
         """Everything there is."""
 
-    def prepare(self, key: str, parent: str | None, *, init: bool = True) -> None:
+    def prepare(
+        self, key: str, parent: str | None, *, init: bool = True, size_bytes: int = 0
+    ) -> None:
         """A new writable snapshot on top of a layer, or of nothing. Conflict where the key is taken.
+
+        With `size_bytes` what is written to it cannot outgrow that; Unsupported where the driver or host cannot.
 
         With `init` it stands on an init layer (initlayer.py), whose files are no change of the snapshot's.
         """

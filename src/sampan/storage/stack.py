@@ -38,7 +38,7 @@ import msgspec
 
 from sampan.errors import Conflict, Internal, InvalidArgument, NotFound, Unsupported
 from sampan.linux.syscalls import syncfs
-from sampan.storage import layers
+from sampan.storage import layers, sized
 from sampan.storage.copying import CopyRules, copy_attributes
 from sampan.storage.erofs_mount import TAR, is_mounted, mount_layer, unmount_layer
 from sampan.storage.extract import Rules, Whiteouts
@@ -75,7 +75,7 @@ class ActiveRecord(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None
     kind: str = "active"  # or "view"
     init: bool = False  # stands on the init layer of its stack
-    quota_bytes: int = 0
+    size_bytes: int = 0  # it cannot grow beyond; 0: as far as the disk goes
 
 
 class StagedLayer:
@@ -305,6 +305,7 @@ class LayerStore:
                 if entry not in keep:
                     if name == "staging":
                         unmount_layer(os.path.join(path, entry))
+                        sized.hide(os.path.join(path, entry))
                     remove_tree(entry, fd)
                     count += 1
         finally:
@@ -339,6 +340,7 @@ class LayerStore:
 
     def _discard(self, path: str) -> None:
         unmount_layer(path)
+        sized.hide(path)
         directory = open_directory(os.path.dirname(path))
         try:
             remove_tree(os.path.basename(path), directory)

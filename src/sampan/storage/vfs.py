@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from sampan.errors import Conflict
+from sampan.errors import Conflict, Unsupported
 from sampan.storage import initlayer, layers
 from sampan.storage.copying import CopyRules, copy_tree
 from sampan.storage.extract import Rules, Whiteouts
@@ -37,7 +37,11 @@ class VfsSnapshotter(LayerStore):
     def __init__(self, root: str | os.PathLike[str], *, rules: Rules | None = None) -> None:
         super().__init__(root, rules=replace(rules or default_rules(), whiteouts=Whiteouts.FILES))
 
-    def prepare(self, key: str, parent: str | None, *, init: bool = True) -> None:
+    def prepare(
+        self, key: str, parent: str | None, *, init: bool = True, size_bytes: int = 0
+    ) -> None:
+        if size_bytes:
+            raise Unsupported("--storage-opt size is not possible with the vfs driver")
         self._new(key, ActiveRecord(parent=parent, init=init))
 
     def view(self, key: str, parent: str | None) -> None:
