@@ -256,6 +256,7 @@ def _query(session: Session, options: Options, context: Context) -> dict[str, An
         "t": options.list("tag"),
         "q": options.flag("quiet") or options.text("progress") == "quiet",
         "nocache": options.flag("no-cache"),
+        "nocachefilter": ",".join(options.list("no-cache-filter")),
         "rm": "1" if options.flag("rm") else "0",
         "forcerm": options.flag("force-rm"),
         "pull": "1" if options.flag("pull") else "",
