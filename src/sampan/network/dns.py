@@ -203,8 +203,11 @@ def _reverse_address(name: str) -> str | None:
     labels = name.split(".")
     try:
         if name.endswith(".in-addr.arpa") and len(labels) == 6:
-            return _socket.inet_ntop(_socket.AF_INET, bytes(int(x) for x in reversed(labels[:4])))
+            text = ".".join(reversed(labels[:4]))
+            return _socket.inet_ntop(_socket.AF_INET, _socket.inet_pton(_socket.AF_INET, text))
         if name.endswith(".ip6.arpa") and len(labels) == 34:
+            if any(len(label) != 1 for label in labels[:32]):
+                return None
             digits = "".join(reversed(labels[:32]))
             return _socket.inet_ntop(_socket.AF_INET6, bytes.fromhex(digits))
     except (ValueError, OSError):

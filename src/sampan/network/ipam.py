@@ -29,7 +29,9 @@ DEFAULT_POOLS: tuple[tuple[str, int], ...] = (
 
 def parse_network(text: str, *, what: str = "subnet") -> Network:
     """A CIDR whose host bits may be set. Raises InvalidArgument."""
-    if "/" not in text:
+    prefix = text.partition("/")[2]
+    # Python takes netmasks and scopes as well; a CIDR address has neither.
+    if not (prefix.isascii() and prefix.isdigit()) or "%" in text:
         raise InvalidArgument(f"Invalid {what} {text} : invalid CIDR address: {text}")
     try:
         return ipaddress.ip_network(text, strict=False)
@@ -93,7 +95,10 @@ def complete(spec: PoolSpec) -> PoolSpec:
             raise InvalidArgument(f"no matching subnet for gateway {gateway}")
     else:
         aux = {parse_address(text, what="auxiliary address") for text in spec.aux.values()}
-        gateway = str(next(a for a in candidates(network) if a not in aux))
+        free = next((a for a in candidates(network) if a not in aux), None)
+        if free is None:
+            raise PermissionDenied(f"no address is left for the gateway of {network}")
+        gateway = str(free)
     for name, text in spec.aux.items():
         address = parse_address(text, what=f"auxiliary address {name}")
         if address.version != network.version or address not in network:
@@ -107,14 +112,8 @@ def _inside(inner: Network, outer: Network) -> bool:
 
 def candidates(network: Network) -> Iterator[Address]:
     """The addresses that may be given away, in order. Lazy: an IPv6 subnet has more than can be listed."""
-    first = int(network.network_address)
-    last = int(network.broadcast_address)
-    if network.version == 4 and network.prefixlen < 31:
-        last -= 1
-    start = first if network.prefixlen >= (31 if network.version == 4 else 127) else first + 1
-    make = ipaddress.IPv4Address if network.version == 4 else ipaddress.IPv6Address
-    for number in range(start, last + 1):
-        yield make(number)
+    edges = _edges(network)
+    return (address for address in _all(network) if address not in edges)
 
 
 def allocate(pool: PoolSpec, taken: Iterable[str], wanted: str = "") -> str:
@@ -132,13 +131,13 @@ def allocate(pool: PoolSpec, taken: Iterable[str], wanted: str = "") -> str:
             raise InvalidArgument(
                 f"Invalid address {wanted}: It does not belong to any of this network's subnets"
             )
-        if address in busy or address in (network.network_address, _broadcast(network)):
+        if address in busy or address in _edges(network):
             raise PermissionDenied("Address already in use")
         return str(address)
     inner = parse_network(pool.ip_range) if pool.ip_range else network
-    edge = (network.network_address, _broadcast(network))
+    edges = _edges(network)
     for candidate in _all(inner):
-        if candidate not in busy and candidate not in edge:
+        if candidate not in busy and candidate not in edges:
             return str(candidate)
     raise PermissionDenied(
         f"no available IPv{network.version} addresses on this network's address pools"
@@ -151,8 +150,16 @@ def _all(network: Network) -> Iterator[Address]:
     return (make(number) for number in range(first, int(network.broadcast_address) + 1))
 
 
-def _broadcast(network: Network) -> Address:
-    return network.broadcast_address if network.version == 4 else network.network_address
+def _edges(network: Network) -> tuple[Address, ...]:
+    """What no host may have: the network's own address (in IPv6: any router's) and IPv4's broadcast.
+
+    A network of one or two addresses has none (RFC 3021, RFC 6164).
+    """
+    if network.prefixlen >= network.max_prefixlen - 1:
+        return ()
+    if network.version == 6:
+        return (network.network_address,)
+    return (network.network_address, network.broadcast_address)
 
 
 def mac_for(address: str) -> str:

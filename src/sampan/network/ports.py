@@ -7,6 +7,7 @@ Words and ranges are Docker's.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ KINDS = {
     "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
 BACKLOG = 511
+# What is the address's or the protocol's fault is no other port's either.
+NO_PORT_HELPS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 Key = tuple[str, str, int]  # protocol, host address, host port
 
@@ -76,6 +79,8 @@ class PortAllocator:
             try:
                 return self._reserve_all(wish, hosts, number)
             except Internal as error:
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_PORT_HELPS:
+                    raise
                 last_error = error
         if wish.host_port and last_error is not None:
             raise last_error
