@@ -22,6 +22,7 @@ from pathlib import Path
 NO_VENV_HINT = (
     "(install what Python needs to make an environment, for instance: apt-get install python3-venv)"
 )
+OWNER_HINT = "(start it once as the owner of the clone, or make a clone of your own)"
 
 
 class Failed(Exception):
@@ -107,9 +108,15 @@ def install(directory: Path, wanted: list[str]) -> None:
 def main(clone: Path, extras: list[str]) -> None:
     directory = clone / ".venv"
     pyproject = (clone / "pyproject.toml").stat().st_mtime
-    with (clone / ".venv.lock").open("w") as lock:
+    stamps = [directory / f".sampan-{name}" for name in ("base", *extras)]
+    try:
+        lock = (clone / ".venv.lock").open("w")
+    except OSError as error:
+        if all(stamp.exists() for stamp in stamps) and works(directory / "bin" / "python"):
+            return  # another user's clone: what its owner installed will do
+        raise Failed(f"cannot make {directory}: {error.strerror}\n{OWNER_HINT}") from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stamps = [directory / f".sampan-{name}" for name in ("base", *extras)]
         usable = works(directory / "bin" / "python")
         if usable and all(s.exists() and s.stat().st_mtime >= pyproject for s in stamps):
             return  # the one who held the lock before us did it
