@@ -219,6 +219,8 @@ def _cgroup_of(container: Container, parsed: Parsed) -> Any:
     if not container.state.cgroup_path:
         return None
     manager = container.cgroup()
+    if container.state.rootless and not manager.exists():
+        return None  # it could not be made, and that was fine
     below = parsed.many("cgroup")
     if not below:
         return manager

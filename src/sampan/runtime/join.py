@@ -181,6 +181,8 @@ def differing_namespaces(pid: int) -> int:
 def join_namespaces(stage: Stage) -> None:
     """All in one call. A container that shares our mount tree has its root by chroot: follow it there."""
     flags = stage.handles["flags"]
+    if "joined" in stage.handles:
+        return  # by the first stage
     if not flags & c.CLONE_NEWNS:
         identity.enter_root_of(stage, "root")
     if flags:
@@ -228,8 +230,12 @@ def _join(
     ours, theirs = socketpair()
     cgroup_fd = cgroup.clone_fd() if cgroup is not None else -1
     back = posix.open("/proc/self/ns/pid", posix.O_RDONLY | posix.O_CLOEXEC)
+    staged = False
     try:
-        setns(handles["pidfd"], c.CLONE_NEWPID)
+        try:
+            setns(handles["pidfd"], c.CLONE_NEWPID)
+        except PermissionError:
+            staged = True  # not root: the right to the pid namespace comes with the user namespace
         pid, pidfd = clone3(0, cgroup_fd=cgroup_fd, pidfd=True)
         if pid == 0:
             stage = Stage(theirs)
@@ -238,9 +244,12 @@ def _join(
             stage.born_inside = cgroup_fd >= 0
             stage.console_socket = console_socket
             stage.handles = handles
+            if staged:
+                _first_stage(stage, flags)
             _run_joining(plan, stage, flags)
     finally:
-        setns(back, c.CLONE_NEWPID)
+        if not staged:
+            setns(back, c.CLONE_NEWPID)
         close_quietly(back, cgroup_fd)
         theirs.close()
     child = Child(pid, pidfd)
@@ -253,6 +262,30 @@ def _join(
     finally:
         ours.close()
     return child
+
+
+def _first_stage(stage: Stage, flags: int) -> None:
+    """Without root: join the user namespace and with it all others, then make the process in the pid namespace,
+    as our sibling; this one only says its number and leaves."""
+    try:
+        set_dumpable(False)
+        setns(stage.handles["pidfd"], flags)
+        setns(stage.handles["pidfd"], c.CLONE_NEWPID)
+        stage.handles["joined"] = -1
+        pid, _ = clone3(c.CLONE_PARENT, exit_signal=0)
+        if not pid:
+            return
+        channel.send(stage.channel, channel.INIT_PID, str(pid))
+        posix._exit(0)
+    except BaseException as error:  # noqa: BLE001 - this process may only leave by _exit
+        number, text = describe_error(error)
+        channel.send_failure(
+            stage.channel,
+            number=number,
+            step="join",
+            text=f"join the container's namespaces: {text}",
+        )
+        posix._exit(1)
 
 
 def _run_joining(plan: JoinPlan, stage: Stage, flags: int) -> NoReturn:
@@ -294,6 +327,8 @@ def _see_through(plan: JoinPlan, child: Child, sock: socket) -> None:
             for resource, soft, hard in plan.rlimits:
                 prlimit(child.pid, resource, (soft, hard))
             channel.send(sock, channel.GO)
+        elif kind == channel.INIT_PID:
+            child.replace(int(text))
         elif kind == channel.CONSOLE:
             child.console_fd = fds[0]
         elif kind == channel.LISTENER:

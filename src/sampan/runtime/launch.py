@@ -55,6 +55,13 @@ class Child:
         self.start_time = start_time(pid)
         self.console_fd = -1
 
+    def replace(self, pid: int) -> None:
+        """The first stage made the real process, its sibling, and left."""
+        pidfd = pidfd_open(pid)
+        self.reap()
+        posix.close(self.pidfd)
+        self.pid, self.pidfd, self.start_time = pid, pidfd, start_time(pid)
+
     def hold_mounts(self) -> int:
         """A descriptor of the mount namespace. While it is open, process 1's exit unmounts nothing, so the
         exit status does not wait for overlayfs to sync; close it before the snapshot is used again."""
@@ -277,7 +284,7 @@ class Launch:
                 self._run_hooks()
                 channel.send(sock, channel.GO)
             elif kind == channel.INIT_PID:
-                self._adopt(int(text))
+                self._made().replace(int(text))
             elif kind == channel.CONSOLE:
                 self._made().console_fd = fds[0]
             elif kind == channel.WARNING:
@@ -289,14 +296,6 @@ class Launch:
         if self._channel is None:
             raise AssertionError("no channel")
         return self._channel
-
-    def _adopt(self, pid: int) -> None:
-        """The first stage made init and left."""
-        first = self._made()
-        pidfd = pidfd_open(pid)
-        first.reap()
-        posix.close(first.pidfd)
-        self.child = Child(pid, pidfd)
 
     def _run_hooks(self) -> None:
         plan = self.plan
