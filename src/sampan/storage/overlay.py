@@ -62,6 +62,13 @@ class OverlaySnapshotter(LayerStore):
     def _new(self, key: str, record: ActiveRecord) -> None:
         with self._lock:
             self._check_new(key, record.parent)
+        try:
+            self._build(key, record)
+        except FileNotFoundError:
+            self._check_new(key, record.parent)  # says so if a layer below was removed meanwhile
+            raise
+
+    def _build(self, key: str, record: ActiveRecord) -> None:
         if record.init:
             self._init_layer(record.parent)
         path = self._new_staging()
@@ -228,9 +235,10 @@ class OverlaySnapshotter(LayerStore):
             try:
                 self._fill_init_layer(path, parent)
                 os.rename(path, final)
-            except OSError as error:
+            except BaseException as error:
                 self._discard(path)
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another thread was faster
+                # another thread was faster: that is as good
+                if getattr(error, "errno", 0) not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
         return final
 
