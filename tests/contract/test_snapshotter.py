@@ -451,6 +451,32 @@ class TestRemove:
         assert not driver.exists("c")
 
 
+def test_many_hands_at_once_leave_nothing_behind(driver: Snapshotter) -> None:
+    archives = [tar(file(b"f%d" % number, b"x" * 2000)) for number in range(3)]
+    ids = [diff_id(archive) for archive in archives]
+
+    def work(hand: int) -> None:
+        for step in range(12):
+            number, key = (hand + step) % 3, f"k{hand}-{step}"
+            try:
+                apply_layer(driver, ids[number], None, io.BytesIO(archives[number]))
+                driver.prepare(key, ids[number])
+                with root_of(driver, key, writable=True) as fd:
+                    assert f"f{number}" in listing(fd)
+                driver.remove(key)
+                driver.remove(ids[number])
+            except (Conflict, NotFound):  # another hand was faster, which is as it should be
+                with suppress(NotFound):
+                    driver.remove(key)
+
+    with ThreadPoolExecutor(5) as pool:
+        for job in [pool.submit(work, hand) for hand in range(5)]:
+            job.result()
+    for snapshot in sorted(driver.walk(), key=lambda found: found.kind == "layer"):
+        driver.remove(snapshot.name)
+    assert driver.sweep() == 0
+
+
 class TestRestart:
     def test_everything_is_found_again(self, driver: Snapshotter) -> None:
         ids = put(driver, BASE, TOP)
