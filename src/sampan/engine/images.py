@@ -100,6 +100,8 @@ async def _cancellable(cancel: Cancel, work: Coroutine[Any, Any, Any]) -> Any:
     except asyncio.CancelledError:
         cancel.set()
         await asyncio.wait({task}, timeout=30)
+        if task.done() and not task.cancelled():
+            task.exception()  # seen: nobody is left to be told
         raise
     finally:
         # Messages that the worker queued last reach the client before the answer ends.
