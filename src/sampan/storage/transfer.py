@@ -26,7 +26,6 @@ from sampan.storage.tree import (
     FILE_FLAGS,
     Walker,
     open_directory,
-    remove_tree,
     xattrs_of,
 )
 
@@ -39,6 +38,7 @@ _PATH = os.O_PATH | os.O_CLOEXEC
 
 MAX_HELD = 256  # directories held open for the hard links that begin in them
 Inode = tuple[int, int]
+Name = tuple[Inode, bytes]  # in a directory of the target
 
 
 def _inode(info: os.stat_result) -> Inode:
@@ -141,7 +141,8 @@ class Transfer:
     def __init__(self, target_root: int, rules: TransferRules) -> None:
         self._root = target_root
         self._rules = rules
-        self._links: dict[Inode, tuple[Inode, bytes, Inode]] = {}  # source -> directory, name, copy
+        self._links: dict[Inode, Name] = {}  # source -> its first copy
+        self._first: dict[Name, Inode] = {}  # the same, the other way round
         self._held: dict[Inode, int] = {}  # directories of the target that hold a first link
         self.entries = 0
 
@@ -153,6 +154,7 @@ class Transfer:
             os.close(fd)
         self._held.clear()
         self._links.clear()
+        self._first.clear()
 
     # -- the destination
 
@@ -205,7 +207,7 @@ class Transfer:
             info = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if stat.S_ISDIR(info.st_mode):
                 return os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
-            os.unlink(name, dir_fd=parent)
+            self._unlink(parent, name)
         except FileNotFoundError:
             pass
         os.mkdir(name, 0o755, dir_fd=parent)
@@ -262,8 +264,9 @@ class Transfer:
         except FileNotFoundError:
             return raw
         if stat.S_ISDIR(info.st_mode):
-            raise InvalidArgument(f"cannot copy file over directory /{above}/{name}")
-        os.unlink(raw, dir_fd=parent)
+            shown = f"{above}/{name}".lstrip("/")
+            raise InvalidArgument(f"cannot copy file over directory /{shown}")
+        self._unlink(parent, raw)
         return raw
 
     def _tree(self, source: int, target: int, exclude: Callable[[str, bool], bool] | None) -> None:
@@ -352,15 +355,10 @@ class Transfer:
         first = self._links.get(_inode(info))
         if first is None:
             return False
-        directory, known_name, copy = first
-        fd = self._held[directory]
-        try:
-            # A later source may have put another file in the copy's place.
-            if _inode(os.stat(known_name, dir_fd=fd, follow_symlinks=False)) != copy:
-                return False
-        except FileNotFoundError:
-            return False
-        os.link(known_name, name, src_dir_fd=fd, dst_dir_fd=target, follow_symlinks=False)
+        directory, known_name = first
+        os.link(
+            known_name, name, src_dir_fd=self._held[directory], dst_dir_fd=target, follow_symlinks=False
+        )  # fmt: skip
         return True
 
     def _remember_link(self, target: int, name: bytes, info: os.stat_result) -> None:
@@ -370,8 +368,16 @@ class Transfer:
             if len(self._held) >= MAX_HELD:
                 return
             self._held[directory] = os.dup(target)
-        copy = _inode(os.stat(name, dir_fd=target, follow_symlinks=False))
-        self._links[_inode(info)] = (directory, name, copy)
+        self._links[_inode(info)] = (directory, name)
+        self._first[(directory, name)] = _inode(info)
+
+    def _unlink(self, parent: int, name: bytes) -> None:
+        """A later source takes the place of this: no other name may be linked to it from now on."""
+        os.unlink(name, dir_fd=parent)
+        if self._first:
+            source = self._first.pop((_inode(os.fstat(parent)), name), None)
+            if source is not None:
+                del self._links[source]
 
     def _make_way(self, target: int, name: bytes) -> None:
         try:
@@ -380,7 +386,7 @@ class Transfer:
             return
         if stat.S_ISDIR(info.st_mode):
             raise InvalidArgument(f"cannot copy file over directory {os.fsdecode(name)}")
-        remove_tree(name, target)
+        self._unlink(target, name)
 
     def _regular(self, source: int, target: int, name: bytes, info: os.stat_result) -> None:
         copy = os.open(name, _CREATE, 0o600, dir_fd=target)
