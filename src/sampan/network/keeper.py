@@ -19,7 +19,6 @@ Messages (daemon -> keeper; each is answered {"ok": true} or {"error": text}):
     {"op": "port", "key": str, "protocol": str, "target": [ip, port]} + descriptor [listening socket]
     {"op": "port-drop", "key": str}
     {"op": "list"}  -> {"containers": [...], "ports": [...], "zones": [...]}
-    {"op": "egress-watch", ...} see egress.py
 
 Single thread, no asyncio: it must stay small. Nothing a container sends can grow it without bound: connections,
 queries under way and buffers are capped.
