@@ -61,8 +61,8 @@ def choose_subnet(
     """
     busy = [network for network in taken if network.version == version]
     for base, size in pools:
-        network = ipaddress.ip_network(base)
-        if network.version != version or size < network.prefixlen:
+        network = ipaddress.ip_network(base, strict=False)
+        if network.version != version or not network.prefixlen <= size <= network.max_prefixlen:
             continue
         for candidate in network.subnets(new_prefix=size):
             if not overlaps(candidate, busy):

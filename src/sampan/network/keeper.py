@@ -7,8 +7,8 @@
         daemon --- <run>/keeper.sock (SEQPACKET, JSON + descriptors) --- keeper --- epoll over everything it holds
 
 A daemon that starts again connects, asks `list` what is held, and drops what belongs to nobody. The keeper has no
-state on disk: when it dies, the daemon starts another and hands everything in again. It ends by itself when it holds
-nothing and no daemon is connected.
+state on disk: when it dies, the next request starts another, and the daemon's next start hands in again what live
+containers need (`services.py`, restore). It ends by itself when it holds nothing and no daemon is connected.
 
 Messages (daemon -> keeper; each is answered {"ok": true} or {"error": text}):
     {"op": "zone", "network": id, "name": str, "names": {name: [address]}, "pointers": {address: name}}

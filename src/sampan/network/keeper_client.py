@@ -23,8 +23,7 @@ SOURCE = Path(__file__).resolve().parents[2]
 class KeeperClient:
     """One connection, used under a lock from any thread.
 
-    `on_restart` is called with the lock held when a new keeper had to be started: it must hand in again whatever the
-    old one held.
+    `restarts` counts the keepers that it had to start: one that it did not expect holds nothing of what the old one held.
     """
 
     def __init__(self, run: Path) -> None:

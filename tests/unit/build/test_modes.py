@@ -111,7 +111,7 @@ WORD = st.builds(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=30)
 @given(
     words=st.lists(WORD, min_size=1, max_size=3),
     mode=st.integers(0, 0o7777),

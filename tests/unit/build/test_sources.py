@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import cast
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampan.build.fetch import file_name
+from sampan.build.context import Context
+from sampan.build.fetch import _take, file_name
 from sampan.build.parser import DockerfileError
 from sampan.build.sources import GitReference, is_http, parse_git, without_credentials
+from sampan.errors import NotFound
 
 
 @pytest.mark.parametrize(
@@ -104,6 +110,30 @@ def test_a_subdirectory_does_not_lead_out_of_the_repository(subdir: str, expecte
         assert found.subdir == expected
 
 
+class _Into:
+    """As much of a Context as a checkout goes to."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+
+@pytest.mark.parametrize("subdir", ["..", "../host", "in/../../host", "link", "file", "none"])
+def test_what_is_taken_lies_in_the_checkout(tmp_path: Path, subdir: str) -> None:
+    """Whatever the parser let through: `..` opens without being a link."""
+    for name in ("host", "checkout/in", "into"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "host/secret").write_text("secret")
+    (tmp_path / "checkout/file").write_text("x")
+    (tmp_path / "checkout/link").symlink_to("../host")
+    fd = os.open(tmp_path / "into", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(NotFound, match="not a directory of the repository"):
+            _take(str(tmp_path / "checkout"), subdir, cast("Context", _Into(fd)))
+    finally:
+        os.close(fd)
+    assert os.listdir(tmp_path / "into") == []
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
@@ -122,7 +152,7 @@ def test_credentials_are_not_shown(url: str, shown: str) -> None:
     assert without_credentials(url) == shown
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=30)
 @given(st.text(max_size=20), st.text("abc:@", max_size=8))
 def test_no_text_of_a_user_is_shown_or_fails_otherwise(path: str, user: str) -> None:
     url = f"https://{user}SECRET@h/{path}"

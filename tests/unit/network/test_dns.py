@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sampan.network import dns
 
-QUICK = settings(derandomize=True, deadline=None, max_examples=50)
+QUICK = settings(derandomize=True, deadline=None, max_examples=30)
 
 
 def query(name: str = "web", kind: int = dns.A, *, flags: int = dns.RD, number: int = 7, tail: bytes = b"", more: int = 0) -> bytes:  # fmt: skip

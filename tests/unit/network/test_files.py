@@ -61,7 +61,7 @@ class TestParse:
         assert found.search == ["a.example", "b.example"]
         assert found.options == ["ndots:2", "timeout:1"]
 
-    @settings(derandomize=True, deadline=None, max_examples=50)
+    @settings(derandomize=True, deadline=None, max_examples=30)
     @given(st.text(max_size=80))
     def test_any_text(self, text: str) -> None:
         found = parse_resolver(text)

@@ -31,13 +31,16 @@ class TestPools:
         taken = networks("10.0.0.0/30", "10.0.0.64/27")
         assert str(ipam.choose_subnet([("10.0.0.0/24", 26)], taken)) == "10.0.0.128/26"
 
+    def test_a_pool_may_have_host_bits(self) -> None:
+        assert str(ipam.choose_subnet([("10.0.0.9/16", 24)], [])) == "10.0.0.0/24"
+
     def test_networks_of_the_other_family_are_no_hindrance(self) -> None:
         pools = [("fd00::/48", 64), ("10.0.0.0/24", 24)]
         assert str(ipam.choose_subnet(pools, networks("fd00::/8"), 4)) == "10.0.0.0/24"
         assert str(ipam.choose_subnet(pools, networks("10.0.0.0/8"), 6)) == "fd00::/64"
         assert str(ipam.choose_subnet(pools, networks("fd00::/64"), 6)) == "fd00:0:0:1::/64"
 
-    @pytest.mark.parametrize("pools", [[], [("10.0.0.0/24", 26)], [("11.0.0.0/24", 16)], [("fd00::/48", 64)]])  # fmt: skip
+    @pytest.mark.parametrize("pools", [[], [("10.0.0.0/24", 26)], [("11.0.0.0/24", 16)], [("11.0.0.0/24", 33)], [("fd00::/48", 64)]])  # fmt: skip
     def test_no_subnet_left(self, pools: list[tuple[str, int]]) -> None:
         with pytest.raises(PermissionDenied, match="have been fully subnetted") as caught:
             ipam.choose_subnet(pools, networks("10.0.0.0/8"))
