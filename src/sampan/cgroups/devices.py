@@ -13,7 +13,7 @@ Source: runtime-spec config-linux.md "Allowed Device list"; cgroup-v1/devices.rs
 
 from __future__ import annotations
 
-import os
+import posix
 
 from sampan.linux import bpf
 
@@ -207,7 +207,7 @@ def attach_program(directory: str, rules: Sequence[Rule]) -> None:
 
     Programs of parents stay in force: the kernel asks all of them, and all must agree.
     """
-    cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    cgroup = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
     old: list[int] = []
     new = -1
     try:
@@ -221,7 +221,7 @@ def attach_program(directory: str, rules: Sequence[Rule]) -> None:
     finally:
         for fd in (cgroup, new, *old):
             if fd >= 0:
-                os.close(fd)
+                posix.close(fd)
 
 
 def replace(cgroup: int, new: int, old: int) -> bool:

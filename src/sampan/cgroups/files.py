@@ -9,7 +9,7 @@ Source: cgroups(7), Documentation/admin-guide/cgroup-v1/cgroups.rst, cgroup-v2.r
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import EBUSY, EINTR, ENODEV, ENOENT
 from time import sleep
 
@@ -22,32 +22,32 @@ REMOVE_PAUSE = 0.001
 
 def write(path: str, text: str) -> None:
     """Write `text` in one write(2): a cgroup file takes exactly one value per call."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    fd = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
     try:
         while True:
             try:
-                os.write(fd, text.encode())
+                posix.write(fd, text.encode())
                 return
             except OSError as error:
                 if error.errno != EINTR:
                     raise OSError(
-                        error.errno, f"write {text!r}: {os.strerror(error.errno or 0)}", path
+                        error.errno, f"write {text!r}: {posix.strerror(error.errno or 0)}", path
                     ) from None
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def read(path: str) -> str:
     """The whole file as text."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
         chunks = []
-        while chunk := os.read(fd, READ_CHUNK):
+        while chunk := posix.read(fd, READ_CHUNK):
             chunks.append(chunk)
     except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
+        raise OSError(error.errno, posix.strerror(error.errno or 0), path) from None
     finally:
-        os.close(fd)
+        posix.close(fd)
     return b"".join(chunks).decode(errors="replace")
 
 
@@ -61,7 +61,7 @@ def read_or(path: str, default: str = "") -> str:
 
 def exists(path: str) -> bool:
     try:
-        os.stat(path)
+        posix.stat(path)
     except OSError:
         return False
     return True
@@ -74,16 +74,16 @@ def make_directories(root: str, path: str) -> list[str]:
     caller's umask, as everywhere else: a container's own user looks at its limits.
     """
     full = root + path
-    umask = os.umask(0o022)
+    umask = posix.umask(0o022)
     try:
-        os.mkdir(full, 0o755)
+        posix.mkdir(full, 0o755)
         return [full]
     except FileExistsError:
         return []
     except FileNotFoundError:
         return make_from_the_top(root, path)
     finally:
-        os.umask(umask)
+        posix.umask(umask)
 
 
 def make_from_the_top(root: str, path: str) -> list[str]:
@@ -94,7 +94,7 @@ def make_from_the_top(root: str, path: str) -> list[str]:
             continue
         here = f"{here}/{part}"
         try:
-            os.mkdir(here, 0o755)
+            posix.mkdir(here, 0o755)
             made.append(here)
         except FileExistsError:
             continue
@@ -104,7 +104,7 @@ def make_from_the_top(root: str, path: str) -> list[str]:
 def children(path: str) -> list[str]:
     """The child cgroups of `path`; none where it is gone."""
     try:
-        with os.scandir(path) as entries:
+        with posix.scandir(path) as entries:
             return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return []
@@ -124,7 +124,7 @@ def remove_tree(path: str, tries: int = REMOVE_TRIES) -> None:
         busy: OSError | None = None
         for directory in (path,) if not attempt else reversed(walk(path)):
             try:
-                os.rmdir(directory)
+                posix.rmdir(directory)
             except OSError as error:
                 if error.errno in (ENOENT, ENODEV):
                     continue

@@ -17,7 +17,7 @@ Source: cgroup-v1/*.rst; runtime-spec config-linux.md.
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, EPERM, EROFS, ESRCH
 from time import sleep
 
@@ -138,7 +138,7 @@ class V1Manager:
         """A descriptor for CLONE_INTO_CGROUP, owned by the caller; -1 without a unified hierarchy."""
         if not self.unified:
             return -1
-        return os.open(self.unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return posix.open(self.unified, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
 
     def attach_self(self, *, born_inside: bool = False) -> None:
         """Join with the calling thread, which must be its process's only one.
@@ -348,7 +348,7 @@ class V1Manager:
                 pass  # a second best: then the loop below runs against forks
         for pid in self.pids():
             try:
-                os.kill(pid, signal)
+                posix.kill(pid, signal)
             except OSError as error:
                 if error.errno != ESRCH:
                     raise

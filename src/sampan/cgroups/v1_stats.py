@@ -5,7 +5,7 @@ Source: cgroup-v1/{memory,cpuacct,blkio-controller,hugetlb,pids}.rst.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from .files import read_or
 from .stats import (
@@ -49,7 +49,7 @@ CPUSET_FILES = (
     "mem_exclusive",
     "mem_hardwall",
 )
-TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+TICK = 1_000_000_000 // posix.sysconf("SC_CLK_TCK")
 
 
 def read_stats(directory: Callable[[str], str], unified: str) -> Stats:
@@ -117,7 +117,7 @@ def read_hugetlb(directory: str) -> dict[str, MemoryUse]:
         return {}
     found = {}
     try:
-        names = os.listdir(directory)
+        names = posix.listdir(directory)
     except OSError:
         return {}
     for name in sorted(names):

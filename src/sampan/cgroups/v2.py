@@ -15,7 +15,7 @@ Source: cgroup-v2.rst; clone(2); runtime-spec config-linux.md.
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENOTSUP, EPERM, EROFS, ESRCH
 from select import poll
 from time import monotonic
@@ -102,7 +102,7 @@ class V2Manager:
         """A descriptor for CLONE_INTO_CGROUP, owned by the caller; -1 where there is no cgroup."""
         if not self.directory:
             return -1
-        return os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return posix.open(self.directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
 
     def attach_self(self, *, born_inside: bool = False) -> None:
         if self.directory and not born_inside:
@@ -241,7 +241,7 @@ class V2Manager:
                 pass  # a second best: then the loop below runs against forks
         for pid in self.pids():
             try:
-                os.kill(pid, signal)
+                posix.kill(pid, signal)
             except OSError as error:
                 if error.errno != ESRCH:
                     raise
@@ -281,7 +281,7 @@ def pids_in(directory: str) -> list[int]:
 def wait_for_event(directory: str, name: str, value: int, seconds: float) -> bool:
     """Wait until cgroup.events says `name value`; the kernel wakes the poll at each change."""
     try:
-        fd = os.open(f"{directory}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        fd = posix.open(f"{directory}/cgroup.events", posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return not exists(directory)
     waiter = poll()
@@ -289,8 +289,8 @@ def wait_for_event(directory: str, name: str, value: int, seconds: float) -> boo
     deadline = monotonic() + seconds
     try:
         while True:
-            os.lseek(fd, 0, os.SEEK_SET)
-            if parse_flat(os.read(fd, 4096).decode()).get(name) == value:
+            posix.lseek(fd, 0, 0)
+            if parse_flat(posix.read(fd, 4096).decode()).get(name) == value:
                 return True
             left = deadline - monotonic()
             if left <= 0:
@@ -301,7 +301,7 @@ def wait_for_event(directory: str, name: str, value: int, seconds: float) -> boo
             return name == "populated"
         raise
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def enable_controllers(root: str, path: str, wanted: Iterable[str]) -> None:
@@ -347,7 +347,7 @@ def evacuate(directory: str) -> None:
     """Move the processes of a nested engine's root cgroup to one below it, us among them."""
     target = f"{directory}/{INIT_CGROUP}"
     try:
-        os.mkdir(target, 0o755)
+        posix.mkdir(target, 0o755)
     except FileExistsError:
         pass
     for pid in pids_of(directory):

@@ -5,7 +5,7 @@ Source: cgroup-v2.rst; accounting/psi.rst.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from .files import read_or
 from .stats import (
@@ -83,7 +83,7 @@ def read_hugetlb(directory: str) -> dict[str, MemoryUse]:
     """One MemoryUse per page size that the kernel has."""
     found = {}
     try:
-        names = os.listdir(directory)
+        names = posix.listdir(directory)
     except OSError:
         return {}
     for name in sorted(names):

@@ -12,7 +12,7 @@ Source: cgroup-v1/memory.rst section 10; cgroup-v2.rst "memory.events".
 
 from __future__ import annotations
 
-import os
+import posix
 
 from .files import read_or, write
 from .stats import parse_flat
@@ -39,19 +39,19 @@ class OomWatch:
         """Make the descriptor quiet again until the next event."""
         if self.poll_events & POLLIN:
             try:
-                os.read(self._fd, 8)
+                posix.read(self._fd, 8)
             except BlockingIOError:
                 pass
         else:
-            os.lseek(self._fd, 0, os.SEEK_SET)
-            os.read(self._fd, 4096)
+            posix.lseek(self._fd, 0, 0)
+            posix.read(self._fd, 4096)
 
     def kills(self) -> int:
         return oom_kills(self.counter_file)
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            posix.close(self._fd)
             self._fd = -1
 
 
@@ -61,22 +61,22 @@ def oom_kills(counter_file: str) -> int:
 
 
 def v1_oom_watch(memory_directory: str) -> OomWatch:
-    control = os.open(f"{memory_directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+    control = posix.open(f"{memory_directory}/memory.oom_control", posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        event = posix.eventfd(0, posix.EFD_CLOEXEC | posix.EFD_NONBLOCK)
         try:
             write(f"{memory_directory}/cgroup.event_control", f"{event} {control}")
         except OSError:
-            os.close(event)
+            posix.close(event)
             raise
     finally:
-        os.close(control)
+        posix.close(control)
     return OomWatch(event, POLLIN, f"{memory_directory}/memory.oom_control")
 
 
 def v2_oom_watch(directory: str) -> OomWatch:
     """Recursive unless the kernel is too old for memory.events.local; children's kills count too."""
     file = f"{directory}/memory.events"
-    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    os.read(fd, 4096)  # the first poll is ready until the file was read once
+    fd = posix.open(file, posix.O_RDONLY | posix.O_CLOEXEC)
+    posix.read(fd, 4096)  # the first poll is ready until the file was read once
     return OomWatch(fd, POLLPRI | POLLERR, file)

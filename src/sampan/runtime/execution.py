@@ -16,7 +16,6 @@ from sampan.linux.paths import S_IFDIR, S_IFMT, read_regular_in_root
 from sampan.linux.syscalls import memfd, openat2, prepare_execve, run_prepared
 
 from .channel import LaunchError, describe_error
-from .reaper import ARGV0, reaper_elf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,6 +151,9 @@ def home_of(root_fd: int, uid: int) -> str:
 
 def put_reaper_in_front(stage: Stage, argv: list[str]) -> None:
     """With --init: process 1 is our reaper, which runs the program that was found."""
+    # Loaded by plan.py where it is wanted: here nothing can be looked for any more.
+    from .reaper import ARGV0, reaper_elf
+
     program = reaper_elf(stage.executable, posix.uname().machine)
     stage.reaper_fd = memfd("docker-init", program, executable=True)
     argv[:0] = [ARGV0, "--"]

@@ -438,6 +438,8 @@ def _plan_process(
     plan.uid = user.get("uid", 0)
     plan.terminal = process.get("terminal", False)
     plan.reaper = bool(extra.get("init"))
+    if plan.reaper:
+        from . import reaper  # noqa: F401 - before the fork: init may import nothing
     plan.rlimits = rlimits(process)
     sets = capability_sets(process.get("capabilities"))
     plan.filter = compile_filter(linux.get("seccomp"), sets.bounding, extra)

@@ -12,10 +12,11 @@ imported at a miss only, it and its tables being the larger part of the cost.
 
 from __future__ import annotations
 
-import os
+import posix
 
 from sampan.linux.constants import CAPS
 from sampan.linux.fastjson import dumps
+from sampan.linux.paths import make_directories
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,17 +110,17 @@ def file_name(directory: str, key: str) -> str:
 def read_program(path: str) -> Program | None:
     """The stored program, or None where there is none that can be trusted."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
     except OSError:
         return None
     try:
-        if not ours_alone(os.fstat(fd)):
+        if not ours_alone(posix.fstat(fd)):
             return None
-        data = os.read(fd, MAX_FILE + 1)
+        data = posix.read(fd, MAX_FILE + 1)
     except OSError:
         return None
     finally:
-        os.close(fd)
+        posix.close(fd)
     body = data[HEADER:]
     if data[: len(MAGIC)] != MAGIC or not body or len(body) % 8 or len(data) > MAX_FILE:
         return None
@@ -133,27 +134,29 @@ def read_program(path: str) -> Program | None:
     )
 
 
-def ours_alone(status: os.stat_result) -> bool:
-    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+def ours_alone(status: posix.stat_result) -> bool:
+    return status.st_uid == posix.geteuid() and not status.st_mode & 0o022
 
 
 def write_program(path: str, program: Program) -> None:
     """Best effort: a full disk or a read-only directory costs the next process a millisecond."""
     directory = path.rpartition("/")[0]
-    temporary = f"{path}.{os.getpid()}"
+    temporary = f"{path}.{posix.getpid()}"
     data = MAGIC + program.flags.to_bytes(4, "little") + program.instructions
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        if not ours_alone(os.stat(directory)):
+        make_directories(directory, 0o700)
+        if not ours_alone(posix.stat(directory)):
             return
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = posix.open(
+            temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600
+        )
         try:
-            complete = os.write(fd, data) == len(data)
+            complete = posix.write(fd, data) == len(data)
         finally:
-            os.close(fd)
+            posix.close(fd)
         if complete:
-            os.rename(temporary, path)
+            posix.rename(temporary, path)
         else:
-            os.unlink(temporary)
+            posix.unlink(temporary)
     except OSError:
         return

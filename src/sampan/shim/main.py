@@ -52,6 +52,7 @@ _LAZY = (
     "sampan.linux.paths",
     "sampan.linux.procfs",
     "sampan.runtime.devices",
+    "sampan.runtime.reaper",
     "sampan.runtime.seccomp",
     "sampan.runtime.seccomp_cache",
     "sampan.runtime.seccomp_default",
