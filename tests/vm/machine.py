@@ -265,7 +265,9 @@ def base_sources(release: str) -> Iterator[tuple[Path, Path]]:
         yield path, path
     yield library, library
     # Where the interpreter itself looks, so that programs started by the tests find them too.
-    site = sysconfig.get_path("purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
+    site = sysconfig.get_path(
+        "purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix}
+    )
     for package in sorted(site_packages()):
         yield package, Path(site) / package.name
     for number, module in enumerate(module_files(release, GUEST_MODULES)):

@@ -25,6 +25,7 @@ from sampan.storage.blobs import BlobStore, Ingest
 
 CHUNK = 256 * 1024
 RESUMES = 5  # without a byte of progress in between
+HANDOVER_S = 5.0  # how long a download that was just left may take to let go of its partial file
 
 
 class Opener(Protocol):
@@ -42,10 +43,18 @@ class DamagedPartial(InvalidArgument):
 class Download:
     """One blob being fetched. Made by `Downloads`, which counts who waits."""
 
-    def __init__(self, blobs: BlobStore, descriptor: Descriptor, opener: Opener) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        descriptor: Descriptor,
+        opener: Opener,
+        before: Download | None = None,
+    ) -> None:
         self.descriptor = descriptor
+        self._before = before
         self.cancel = Cancel()
         self.waiters = 0
+        self.ended = threading.Event()
         self._blobs = blobs
         self._opener = opener
         self._changed = threading.Condition()
@@ -98,6 +107,9 @@ class Download:
     # --- the thread --------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        if self._before is not None:  # it is ending, and leaves us what it got
+            self._before.ended.wait(HANDOVER_S)
+            self._before = None
         try:
             with self._blobs.resume(self.descriptor.digest) as ingest:
                 self._begin(ingest)
@@ -107,6 +119,8 @@ class Download:
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
+        finally:
+            self.ended.set()
 
     def _begin(self, ingest: Ingest) -> None:
         if ingest.offset > self.descriptor.size:
@@ -186,6 +200,7 @@ class Downloads:
         self._blobs = blobs
         self._lock = threading.Lock()
         self._running: dict[str, Download] = {}
+        self._ending: dict[str, Download] = {}
         self._slots = threading.BoundedSemaphore(max(at_once, 1))
 
     @contextmanager
@@ -201,7 +216,8 @@ class Downloads:
         with self._lock:
             download = self._running.get(descriptor.digest)
             if download is None or download.has_failed:
-                download = Download(self._blobs, descriptor, self._in_turn(opener))
+                before = self._ending.pop(descriptor.digest, None)
+                download = Download(self._blobs, descriptor, self._in_turn(opener), before)
                 self._running[descriptor.digest] = download
                 download.start()
             elif download.descriptor.size != descriptor.size:
@@ -219,6 +235,10 @@ class Downloads:
                 return
             if self._running.get(download.descriptor.digest) is download:
                 del self._running[download.descriptor.digest]
+            for digest in [d for d, one in self._ending.items() if one.ended.is_set()]:
+                del self._ending[digest]
+            if not download.ended.is_set():
+                self._ending[download.descriptor.digest] = download
         download.close()
 
     def _in_turn(self, opener: Opener) -> Opener:

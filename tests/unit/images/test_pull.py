@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -216,10 +217,10 @@ def test_a_waiter_that_leaves_does_not_stop_the_others(
     image = TestImage(layers=[BIG], compress=False)
     registry.add("app", "latest", image)
     registry.faults.append(slow("/blobs/" + oci.digest(BIG), len(BIG) // 30))
-    leaving, begun = Cancel(), threading.Event()
+    leaving, begun = Cancel(), [threading.Event() for _ in range(3)]
     outcome: list[object] = []
 
-    def pull(cancel: Cancel | None) -> None:
+    def pull(cancel: Cancel | None, begun: threading.Event) -> None:
         def progress(line: dict[str, Any]) -> None:
             if line["status"] == "Downloading":
                 begun.set()
@@ -231,10 +232,14 @@ def test_a_waiter_that_leaves_does_not_stop_the_others(
         except SampanError as error:
             outcome.append(type(error))
 
-    threads = [threading.Thread(target=pull, args=(c,)) for c in (leaving, None, None)]
+    cancels = (leaving, None, None)
+    threads = [
+        threading.Thread(target=pull, args=pair) for pair in zip(cancels, begun, strict=True)
+    ]
     for thread in threads:
         thread.start()
-    begun.wait(10)
+    for event in begun:
+        event.wait(10)
     leaving.set()
     for thread in threads:
         thread.join()
@@ -296,20 +301,23 @@ def test_a_server_that_ignores_range_is_read_again(registry: FakeRegistry, pulle
 
 
 def test_the_next_pull_resumes_what_a_failed_one_left(
-    registry: FakeRegistry, puller: Puller, registries: RegistryConfig
+    registry: FakeRegistry, puller: Puller, catalog: Catalog
 ) -> None:
     image = TestImage(layers=[BIG], compress=False)
     registry.add("app", "latest", image)
     part = "/blobs/" + oci.digest(BIG)
     cancel = Cancel()
     registry.faults.append(stalled(part, 1_500_000))
+    partial = Path(catalog.blobs.root, "ingest", oci.digest(BIG).replace(":", "-") + ".part")
 
-    def progress(line: dict[str, Any]) -> None:
-        if line.get("progressDetail", {}).get("current", 0) >= 1_500_000:
-            cancel.set()
+    def cancel_when_it_stalls() -> None:
+        while not (partial.exists() and partial.stat().st_size >= 1_500_000):
+            time.sleep(0.01)
+        cancel.set()
 
+    threading.Thread(target=cancel_when_it_stalls, daemon=True).start()
     with pytest.raises(Cancelled):
-        puller.pull(f"{registry.host}/app", progress=progress, cancel=cancel)
+        puller.pull(f"{registry.host}/app", cancel=cancel)
     registry.faults.clear()
     puller.pull(f"{registry.host}/app")
     start = registry.requests[-1].headers["range"].removeprefix("bytes=").rstrip("-")
