@@ -50,6 +50,13 @@ class VfsSnapshotter(LayerStore):
     def _new(self, key: str, record: ActiveRecord) -> None:
         with self._lock:
             self._check_new(key, record.parent)
+        try:
+            self._build(key, record)
+        except FileNotFoundError:
+            self._check_new(key, record.parent)  # says so if a layer below was removed meanwhile
+            raise
+
+    def _build(self, key: str, record: ActiveRecord) -> None:
         path = self._new_staging()
         try:
             os.mkdir(os.path.join(path, "fs"), 0o755)
