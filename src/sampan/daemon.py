@@ -349,12 +349,15 @@ async def restore(engine: Engine) -> None:
     load_containers(engine)
     for container in engine.containers:
         await supervise.adopt_unrecorded(engine, container)
-    live = {
-        c.id: f"/proc/{c.state.pid}/ns/net"
-        for c in engine.containers
-        if c.is_running and os.path.exists(f"/proc/{c.state.pid}/ns/net")
-    }
-    await engine.run_blocking(engine.networks.start, live)
+
+    def namespaces() -> dict[str, str]:
+        return {
+            c.id: f"/proc/{c.state.pid}/ns/net"
+            for c in list(engine.containers)
+            if c.is_running and os.path.exists(f"/proc/{c.state.pid}/ns/net")
+        }
+
+    await engine.run_blocking(engine.networks.start, namespaces)
     await supervise.restore(engine)
     engine.catalog.keepers.append(lambda: [c.record.chain_id for c in engine.containers])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -352,3 +354,44 @@ def test_removing_a_network_in_use_is_refused(engine: EngineProcess, network: st
     assert "has active endpoints" in done.stderr
     done = engine.docker("network", "rm", "bridge", check=False)
     assert "bridge is a pre-defined network and cannot be removed" in done.stderr
+
+
+def test_a_keeper_that_dies_is_replaced_with_all_that_it_held(engine: EngineProcess) -> None:
+    """Published loopback ports and names, with the container's own --dns, without a restart of the engine."""
+    port = free_port()
+    engine.docker("network", "create", "kept")
+    try:
+        web(engine, "kept-web", "--network", "kept", "-p", f"127.0.0.1:{port}:80")
+        assert fetch("127.0.0.1", port) == "hello"
+        for pid in keepers(engine):
+            os.kill(pid, signal.SIGKILL)
+        assert fetch("127.0.0.1", port, timeout=20) == "hello"
+        got = engine.docker(
+            "run",
+            "--rm",
+            "--network",
+            "kept",
+            "busybox",
+            "sh",
+            "-c",
+            GET.format(host="kept-web", port=80),
+        )
+        assert got.stdout.strip() == "hello"
+    finally:
+        engine.docker("rm", "-f", "kept-web", check=False)
+        engine.docker("network", "rm", "kept", check=False)
+
+
+def keepers(engine: EngineProcess) -> list[int]:
+    mark = str(engine.run).encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if mark in command and b"network.keeper" in command:
+                found.append(int(entry.name))
+    assert found
+    return found

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from sampan.errors import Internal, Unavailable
+from sampan.errors import Internal, SampanError, Unavailable
 from sampan.linux import fds
 
+log = logging.getLogger("sampan.network")
 START_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 10.0
 SOURCE = Path(__file__).resolve().parents[2]
@@ -23,7 +26,8 @@ SOURCE = Path(__file__).resolve().parents[2]
 class KeeperClient:
     """One connection, used under a lock from any thread.
 
-    `restarts` counts the keepers that it had to start: one that it did not expect holds nothing of what the old one held.
+    A second connection carries nothing: its end tells that the keeper died, and `on_lost` is called from a thread of
+    its own, so that a new keeper is given what the old one held.
     """
 
     def __init__(self, run: Path) -> None:
@@ -31,7 +35,8 @@ class KeeperClient:
         self.path = run / "keeper.sock"
         self._connection: socket.socket | None = None
         self._lock = threading.RLock()
-        self.restarts = 0
+        self._watched: socket.socket | None = None
+        self.on_lost: Callable[[], None] = lambda: None
 
     def request(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> dict[str, Any]:
         """Send and wait for the answer; starts a keeper where none answers.
@@ -63,6 +68,7 @@ class KeeperClient:
             if self._connection is None:
                 try:
                     self._connection = self._connect()
+                    self._watch()
                 except OSError:
                     return {"containers": [], "ports": [], "zones": []}
             return self.request({"op": "list"})
@@ -73,6 +79,39 @@ class KeeperClient:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+            watched, self._watched = self._watched, None
+            if watched is not None:
+                watched.shutdown(socket.SHUT_RDWR)  # ends the thread's wait; it closes
+
+    def _watch(self) -> None:
+        """Begin to wait for the keeper's end. Called with the lock held, once a connection."""
+        if self._watched is not None:
+            return
+        try:
+            watched = self._connect()
+        except OSError:
+            return
+        watched.settimeout(None)
+        self._watched = watched
+        threading.Thread(
+            target=self._await_end, args=(watched,), name="keeper-watch", daemon=True
+        ).start()
+
+    def _await_end(self, watched: socket.socket) -> None:
+        with watched:
+            try:
+                watched.recv(1)
+            except OSError:
+                pass
+        with self._lock:
+            if self._watched is not watched:
+                return  # we closed it ourselves
+            self._watched = None
+        log.warning("the network keeper ended; another takes over")
+        try:
+            self.on_lost()
+        except (OSError, SampanError) as error:
+            log.warning("the network keeper's work could not be taken up: %s", error)
 
     def _connected(self) -> socket.socket:
         if self._connection is None:
@@ -81,6 +120,7 @@ class KeeperClient:
             except OSError:
                 self._start()
                 self._connection = self._connect()
+            self._watch()
         return self._connection
 
     def _connect(self) -> socket.socket:
@@ -115,4 +155,3 @@ class KeeperClient:
             status = process.wait()
             raise Unavailable(f"the network keeper ended at once with status {status}")
         process.returncode = 0  # it outlives us on purpose: no warning that it is still running
-        self.restarts += 1

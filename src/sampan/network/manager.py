@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import msgspec
@@ -69,11 +69,13 @@ class NetworkManager:
 
     # --- start and stop
 
-    def start(self, live: Mapping[str, str]) -> None:
+    def start(self, namespaces: Callable[[], Mapping[str, str]]) -> None:
         """Load records, make the predefined networks, adopt the endpoints of live containers, apply the rules.
 
-        `live`: container id -> path of its network namespace (/proc/PID/ns/net).
+        `namespaces` answers container id -> path of its network namespace (/proc/PID/ns/net) of all that live; it
+        is asked again when the keeper has died and a new one takes over.
         """
+        live = namespaces()
         with self._lock:
             self.catalog.load()
             self.table.load()
@@ -92,6 +94,7 @@ class NetworkManager:
                     self._ensure_bridge(link, network)
         if self.settings.firewall:
             self.firewall.apply()
+        self.services.keeper.on_lost = lambda: self.services.restore(namespaces())
         self.services.restore(live)
 
     def stop(self) -> None:
@@ -284,7 +287,7 @@ class NetworkManager:
             host_link=endpoint.host_link_name(identity) if network.driver == "bridge" else "",
             aliases=wish.aliases, dns_names=self._dns_names(network, sandbox, wish), links=wish.links,
             gateway_priority=wish.gateway_priority, driver_options=wish.driver_options,
-            egress=sandbox.egress,
+            dns=sandbox.dns, egress=sandbox.egress,
         )  # fmt: skip
 
     @staticmethod

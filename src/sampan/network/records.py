@@ -142,6 +142,7 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     gateway_priority: int = 0
     driver_options: dict[str, str] = {}
     ports: tuple[PublishedPort, ...] = ()
+    dns: tuple[str, ...] = ()
     egress: tuple[str, ...] | None = None
 
 

@@ -9,6 +9,7 @@ Each step goes on the caller's ExitStack, so that a failure gives back what was 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from contextlib import ExitStack
 
 import msgspec
 
-from sampan.errors import Internal, Unavailable
+from sampan.errors import Internal, SampanError, Unavailable
 from sampan.network import files, names, ports
 from sampan.network.catalog import NetworkCatalog
 from sampan.network.firewall import Firewall
@@ -26,6 +27,7 @@ from sampan.network.rules import Translation, translations
 from sampan.network.settings import Settings
 from sampan.network.table import EndpointTable
 
+log = logging.getLogger("sampan.network")
 HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
 
 
@@ -170,7 +172,8 @@ class Services:
         links: dict[str, list[str]] = {}
         for each in taken:
             links |= names.link_addresses(each, self.table.of_network(each.network_id))
-        servers = files.upstream_servers(files.read_host_resolver(), dns or self.settings.dns)
+        dns = dns or next((e.dns for e in taken if e.dns), ()) or self.settings.dns
+        servers = files.upstream_servers(files.read_host_resolver(), dns)
         return {
             "op": "names", "container": container_id, "networks": [e.network_id for e in taken if e.dns_names],
             "links": links, "servers": servers, "forward": bool(outside),
@@ -190,6 +193,14 @@ class Services:
                     if each.container_id in self._served():
                         self.keeper.request(self.names_message(each.container_id, taken, ()))
 
+    def _restore_names(self, container_id: str, namespace: str) -> None:
+        taken = self.table.of_container(container_id)
+        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._open_names(fd, self.names_message(container_id, taken, ()))
+        finally:
+            os.close(fd)
+
     def restore(self, live: Mapping[str, str]) -> None:
         """Make the keeper hold exactly what live containers need: after a daemon's start or a keeper's death."""
         held = self.keeper.held()
@@ -204,14 +215,18 @@ class Services:
             self.keeper.request({"op": "names-drop", "container": container_id})
         for key in set(wanted_ports) - set(held["ports"]):
             owner, port = wanted_ports[key]
-            self._hand_over(owner, ports.Reserved(port, ports.bind(port)))
-        for container_id in named - set(held["containers"]):
-            taken = self.table.of_container(container_id)
-            fd = os.open(live[container_id], os.O_RDONLY | os.O_CLOEXEC)
             try:
-                self._open_names(fd, self.names_message(container_id, taken, ()))
-            finally:
-                os.close(fd)
+                self._hand_over(owner, ports.Reserved(port, ports.bind(port)))
+            except (
+                OSError,
+                SampanError,
+            ) as error:  # somebody took it meanwhile; routed traffic still arrives
+                log.warning("port %s of %s is lost: %s", key, owner.container_name, error)
+        for container_id in (named & set(live)) - set(held["containers"]):
+            try:
+                self._restore_names(container_id, live[container_id])
+            except (OSError, SampanError) as error:  # it ends just now
+                log.warning("the names of container %s are lost: %s", container_id[:12], error)
         zones = {e.network_id for e in self.table.all() if e.dns_names}
         for network_id in set(held["zones"]) - zones:
             self.keeper.request({"op": "zone-drop", "network": network_id})
