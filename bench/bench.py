@@ -162,6 +162,18 @@ def with_podman(arena: Arena) -> bool:
 PODMAN = ("podman", "run", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--rm")
 
 
+def leave_out_who_fails(arena: Arena, contestants: dict[str, Callable[[], float]]) -> None:
+    """A peer that cannot run on this machine is named, with its own words, and not measured."""
+    for name in list(contestants):
+        try:
+            contestants[name]()
+        except RuntimeError as error:
+            if name.startswith("sampan"):
+                raise
+            arena.missing.append(f"{name} ({str(error)[-120:].strip()})")
+            del contestants[name]
+
+
 def bench_run(arena: Arena, rounds: int) -> None:
     podman = with_podman(arena)
     for network in ("bridge", "host"):
@@ -173,8 +185,21 @@ def bench_run(arena: Arena, rounds: int) -> None:
         if arena.docker_host:
             contestants["docker"] = arena.docker(*words)
         if podman:
-            command = [*PODMAN, "--network", network, "busybox", "true"]
-            contestants["podman"] = lambda command=command: timed(command, arena.environment)  # type: ignore[misc]
+            for runtime in ("crun", "runc"):
+                command = [
+                    "podman",
+                    "--runtime",
+                    runtime,
+                    *PODMAN[1:],
+                    "--network",
+                    network,
+                    "busybox",
+                    "true",
+                ]
+                contestants[f"podman with {runtime}"] = lambda command=command: timed(  # type: ignore[misc]
+                    command, arena.environment
+                )
+        leave_out_who_fails(arena, contestants)
         for name, idle in (("cold", 0.5), ("hot", 0.0)):
             show(
                 f"run --rm, network {network}, {name}",
@@ -231,12 +256,7 @@ def bench_oci(arena: Arena, rounds: int) -> None:
     if shutil.which("bwrap"):
         command = ["bwrap", "--unshare-all", "--bind", str(arena.base / "rootfs"), "/", "/bin/true"]
         contestants["bubblewrap"] = lambda: timed(command, arena.environment)
-    for name in list(contestants):
-        try:
-            contestants[name]()
-        except RuntimeError as error:
-            arena.missing.append(f"{name} ({str(error)[-120:].strip()})")
-            del contestants[name]
+    leave_out_who_fails(arena, contestants)
     show("oci run of a bundle, cold", interleave(contestants, rounds, idle_s=0.5), "sampan-oci")
     show("oci run of a bundle, hot", interleave(contestants, rounds, idle_s=0.0), "sampan-oci")
 
