@@ -21,6 +21,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -335,6 +336,9 @@ def tree_disk(image: Path) -> Path:
 
 # ---------------------------------------------------------------------------------------- running
 
+BOOTS = 2
+SILENCE_S = 60.0
+
 
 def run(tests: Iterable[str], *, cache: Path, work: Path, seconds: float) -> Result:
     """Boot, run pytest on `tests` (its arguments) in the guest, and report. Raises Missing."""
@@ -353,16 +357,40 @@ def run(tests: Iterable[str], *, cache: Path, work: Path, seconds: float) -> Res
         "-append", "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off cgroup_no_v1=all apparmor=1"
         f" security=apparmor vm.python={Path(sys.executable).resolve()} -- {arguments}",
     ]  # fmt: skip
-    with open(work / "console", "wb") as console:
+    for _ in range(BOOTS):
+        finished_or_failed = watched(command, work / "console", seconds)
+        if finished_or_failed:
+            break
+    return parse((work / "console").read_text(errors="replace"))
+
+
+def watched(command: list[str], console: Path, seconds: float) -> bool:
+    """Run the emulator to its end; False where its console fell silent and it was stopped.
+
+    An emulated processor sometimes stops making progress on a busy host, with no defect of what runs in it. A hang of
+    ours would come again at the next boot, and is then a failure.
+    """
+    started = last = time.monotonic()
+    size = 0
+    with open(console, "wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
+            while time.monotonic() - started < seconds:
+                try:
+                    process.wait(timeout=1)
+                    return True
+                except subprocess.TimeoutExpired:
+                    pass
+                if console.stat().st_size != size:
+                    size, last = console.stat().st_size, time.monotonic()
+                elif time.monotonic() - last > SILENCE_S:
+                    return False
+            return False
+        finally:
             process.kill()
             process.wait()
-    return parse((work / "console").read_text(errors="replace"))
 
 
 def parse(console: str) -> Result:

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import require
 from tests.vm import machine
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 # file in the guest -> the least number of its tests that must pass there
 GUEST_TESTS = {
