@@ -10,7 +10,7 @@ Source: cgroups(7), Documentation/admin-guide/cgroup-v1/cgroups.rst, cgroup-v2.r
 from __future__ import annotations
 
 import posix
-from errno import EBUSY, EINTR, ENODEV, ENOENT
+from errno import EBUSY, EINTR, ENODEV, ENOENT, ESRCH
 from time import sleep
 
 READ_CHUNK = 65536
@@ -148,3 +148,13 @@ def pids_of(path: str, listing: str = "cgroup.procs") -> list[int]:
             return []
         raise
     return [int(line) for line in text.split() if line.isascii() and line.isdigit() and line != "0"]
+
+
+def signal_each(pids: list[int], signal: int) -> None:
+    """Signal every process; those that have ended meanwhile do not matter."""
+    for pid in pids:
+        try:
+            posix.kill(pid, signal)
+        except OSError as error:
+            if error.errno != ESRCH:
+                raise

@@ -18,7 +18,7 @@ Source: cgroup-v1/*.rst; runtime-spec config-linux.md.
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, EPERM, EROFS, ESRCH
+from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT, EPERM, EROFS
 from time import sleep
 
 from . import devices, v1_plan, v1_stats
@@ -29,6 +29,7 @@ from .files import (
     read,
     read_or,
     remove_tree,
+    signal_each,
     walk,
     write,
 )
@@ -346,12 +347,7 @@ class V1Manager:
                 self.freeze()
             except OSError:
                 pass  # a second best: then the loop below runs against forks
-        for pid in self.pids():
-            try:
-                posix.kill(pid, signal)
-            except OSError as error:
-                if error.errno != ESRCH:
-                    raise
+        signal_each(self.pids(), signal)
         if signal == SIGKILL and self.frozen():
             self.thaw()
 

@@ -21,7 +21,17 @@ from select import poll
 from time import monotonic
 
 from . import devices, v2_plan, v2_stats
-from .files import exists, make_directories, pids_of, read, read_or, remove_tree, walk, write
+from .files import (
+    exists,
+    make_directories,
+    pids_of,
+    read,
+    read_or,
+    remove_tree,
+    signal_each,
+    walk,
+    write,
+)
 from .host import CgroupHost
 from .stats import Stats, parse_flat, parse_int
 from .v1_plan import Write
@@ -239,12 +249,7 @@ class V2Manager:
                 self.freeze()
             except OSError:
                 pass  # a second best: then the loop below runs against forks
-        for pid in self.pids():
-            try:
-                posix.kill(pid, signal)
-            except OSError as error:
-                if error.errno != ESRCH:
-                    raise
+        signal_each(self.pids(), signal)
         if signal == SIGKILL and self.frozen():
             self.thaw()
 

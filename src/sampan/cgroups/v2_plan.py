@@ -15,7 +15,7 @@ Source: runtime-spec config-linux.md and its config-linux "unified"; cgroup-v2.r
 
 from __future__ import annotations
 
-from .v1_plan import Write, rdma_text
+from .v1_plan import Write, cpuset_writes, pids_writes, rdma_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,18 +139,6 @@ def cpu_writes(cpu: Resources, held: Held) -> list[Write]:
     if burst is not None:
         writes.append(Write("cpu", "cpu.max.burst", str(burst)))
     return writes
-
-
-def cpuset_writes(cpu: Resources) -> list[Write]:
-    rows = (("cpus", "cpuset.cpus"), ("mems", "cpuset.mems"))
-    return [Write("cpuset", file, cpu[key]) for key, file in rows if cpu.get(key)]
-
-
-def pids_writes(pids: Resources) -> list[Write]:
-    limit = pids.get("limit")
-    if limit is None or limit == 0:
-        return []
-    return [Write("pids", "pids.max", str(limit) if limit > 0 else "max")]
 
 
 THROTTLES = (

@@ -10,6 +10,23 @@ kinds of docker's API structs, one line of text each, taken apart when first nee
 
 from __future__ import annotations
 
+_INFO = """
+        ID string, Containers int, ContainersRunning int, ContainersPaused int, ContainersStopped int,
+        Images int, Driver string, DriverStatus [][]string, SystemStatus [][]string?, Plugins PluginsInfo,
+        MemoryLimit bool, SwapLimit bool, KernelMemory bool?, KernelMemoryTCP bool?,
+        CPUCfsPeriod=CpuCfsPeriod bool, CPUCfsQuota=CpuCfsQuota bool, CPUShares bool, CPUSet bool, PidsLimit
+        bool, IPv4Forwarding bool, Debug bool, NFd int, OomKillDisable bool, NGoroutines int, SystemTime
+        string, LoggingDriver string, CgroupDriver string, CgroupVersion string?, NEventsListener int,
+        KernelVersion string, OperatingSystem string, OSVersion string, OSType string, Architecture string,
+        IndexServerAddress string, RegistryConfig *RegistryConfig, NCPU int, MemTotal int, GenericResources
+        []any, DockerRootDir string, HTTPProxy=HttpProxy string, HTTPSProxy=HttpsProxy string, NoProxy
+        string, Name string, Labels []string, ExperimentalBuild bool, ServerVersion string, Runtimes
+        map:RuntimeWithStatus, DefaultRuntime string, Swarm SwarmInfo, LiveRestoreEnabled bool, Isolation
+        string, InitBinary string, ContainerdCommit Commit, RuncCommit Commit, InitCommit Commit,
+        SecurityOptions []string, ProductLicense string?, DefaultAddressPools []NetworkAddressPool?,
+        FirewallBackend *FirewallInfo?, CDISpecDirs []string, DiscoveredDevices []DeviceInfo?, Containerd
+        *ContainerdInfo?, Warnings []string"""
+
 STRUCTS = {
     "system.clientVersion": """
         Version string?, APIVersion=ApiVersion string?, DefaultAPIVersion string?, GitCommit string?,
@@ -187,38 +204,9 @@ STRUCTS = {
         Containers string, Plugins string""",
     "ContainerdInfo": """
         Address string?, Namespaces ContainerdNamespaces""",
-    "Info": """
-        ID string, Containers int, ContainersRunning int, ContainersPaused int, ContainersStopped int,
-        Images int, Driver string, DriverStatus [][]string, SystemStatus [][]string?, Plugins PluginsInfo,
-        MemoryLimit bool, SwapLimit bool, KernelMemory bool?, KernelMemoryTCP bool?,
-        CPUCfsPeriod=CpuCfsPeriod bool, CPUCfsQuota=CpuCfsQuota bool, CPUShares bool, CPUSet bool, PidsLimit
-        bool, IPv4Forwarding bool, Debug bool, NFd int, OomKillDisable bool, NGoroutines int, SystemTime
-        string, LoggingDriver string, CgroupDriver string, CgroupVersion string?, NEventsListener int,
-        KernelVersion string, OperatingSystem string, OSVersion string, OSType string, Architecture string,
-        IndexServerAddress string, RegistryConfig *RegistryConfig, NCPU int, MemTotal int, GenericResources
-        []any, DockerRootDir string, HTTPProxy=HttpProxy string, HTTPSProxy=HttpsProxy string, NoProxy
-        string, Name string, Labels []string, ExperimentalBuild bool, ServerVersion string, Runtimes
-        map:RuntimeWithStatus, DefaultRuntime string, Swarm SwarmInfo, LiveRestoreEnabled bool, Isolation
-        string, InitBinary string, ContainerdCommit Commit, RuncCommit Commit, InitCommit Commit,
-        SecurityOptions []string, ProductLicense string?, DefaultAddressPools []NetworkAddressPool?,
-        FirewallBackend *FirewallInfo?, CDISpecDirs []string, DiscoveredDevices []DeviceInfo?, Containerd
-        *ContainerdInfo?, Warnings []string""",
-    "system.dockerInfo": """
-        ID string, Containers int, ContainersRunning int, ContainersPaused int, ContainersStopped int,
-        Images int, Driver string, DriverStatus [][]string, SystemStatus [][]string?, Plugins PluginsInfo,
-        MemoryLimit bool, SwapLimit bool, KernelMemory bool?, KernelMemoryTCP bool?,
-        CPUCfsPeriod=CpuCfsPeriod bool, CPUCfsQuota=CpuCfsQuota bool, CPUShares bool, CPUSet bool, PidsLimit
-        bool, IPv4Forwarding bool, Debug bool, NFd int, OomKillDisable bool, NGoroutines int, SystemTime
-        string, LoggingDriver string, CgroupDriver string, CgroupVersion string?, NEventsListener int,
-        KernelVersion string, OperatingSystem string, OSVersion string, OSType string, Architecture string,
-        IndexServerAddress string, RegistryConfig *RegistryConfig, NCPU int, MemTotal int, GenericResources
-        []any, DockerRootDir string, HTTPProxy=HttpProxy string, HTTPSProxy=HttpsProxy string, NoProxy
-        string, Name string, Labels []string, ExperimentalBuild bool, ServerVersion string, Runtimes
-        map:RuntimeWithStatus, DefaultRuntime string, Swarm SwarmInfo, LiveRestoreEnabled bool, Isolation
-        string, InitBinary string, ContainerdCommit Commit, RuncCommit Commit, InitCommit Commit,
-        SecurityOptions []string, ProductLicense string?, DefaultAddressPools []NetworkAddressPool?,
-        FirewallBackend *FirewallInfo?, CDISpecDirs []string, DiscoveredDevices []DeviceInfo?, Containerd
-        *ContainerdInfo?, Warnings []string, ServerErrors []string?, ClientInfo *system.clientInfo?,
+    "Info": _INFO,
+    "system.dockerInfo": _INFO
+    + """, ServerErrors []string?, ClientInfo *system.clientInfo?,
         ClientErrors []string?""",
     "ComponentVersion": """
         Name string, Version string, Details map:string?""",

@@ -421,37 +421,21 @@ class Repository:
 
     def upload_stream(self, location: str, body: Body) -> str:
         """One PATCH with a stream of any length (end-5); returns where to finish."""
-
-        def act(way: _Way) -> str:
-            with self.registry.send(
-                way,
-                "PATCH",
-                location,
-                scopes=self.push_scopes,
-                headers={"Content-Type": "application/octet-stream"},
-                body=body,
-                ok=(202, 204),
-            ) as response:
-                response.drain()
-                return _location(response, required=False) or location
-
-        return self.registry.on_some_endpoint(act)
+        return self._patch(location, body, {})
 
     def upload_chunk(self, location: str, body: Body, start: int) -> str:
         """A PATCH of a part that starts at `start` (end-5 with Content-Range)."""
         assert body.length is not None
-        content_range = f"{start}-{start + body.length - 1}"
+        return self._patch(location, body, {"Content-Range": f"{start}-{start + body.length - 1}"})
 
+    def _patch(self, location: str, body: Body, headers: dict[str, str]) -> str:
         def act(way: _Way) -> str:
             with self.registry.send(
                 way,
                 "PATCH",
                 location,
                 scopes=self.push_scopes,
-                headers={
-                    "Content-Type": "application/octet-stream",
-                    "Content-Range": content_range,
-                },
+                headers={"Content-Type": "application/octet-stream"} | headers,
                 body=body,
                 ok=(202, 204),
             ) as response:
