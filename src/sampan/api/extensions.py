@@ -1,4 +1,4 @@
-"""What Docker's API does not have: ports of running containers, volumes as archives, a check of the store.
+"""What Docker's API does not have: ports and mounts of running containers, volumes as archives, a check of the store.
 
 The paths are beside Docker's own, so that a client of ours can tell by "page not found" that it talks to
 another engine.
@@ -10,9 +10,10 @@ from sampan.api.call import Call
 from sampan.api.progress import Report, progress_stream
 from sampan.api.router import Route, delete, get, post
 from sampan.api.transfers import receive, send_outlet
-from sampan.engine import ports, system, volumes
-from sampan.errors import InvalidArgument, Unsupported
-from sampan.spec.engine.container import PortBinding
+from sampan.engine import live_mounts, ports, system, volumes
+from sampan.engine.views import mount_point
+from sampan.errors import InvalidArgument
+from sampan.spec.engine.container import MountPoint, MountRequest, PortBinding
 from sampan.spec.engine.wire import Body, sent
 
 TAR = "application/x-tar"
@@ -42,8 +43,26 @@ async def unpublish_port(call: Call) -> None:
     await call.empty()
 
 
-async def cannot_mount(call: Call) -> None:
-    raise Unsupported("mounts of a running container cannot be changed: make it anew with --mount")
+class MountsRequest(Body, frozen=True, kw_only=True):
+    """POST /containers/{id}/mounts: `-v` words and `--mount` objects, all of them or none."""
+
+    binds: list[str] | None = None
+    mounts: list[MountRequest] | None = None
+
+
+class MountsResponse(Body, frozen=True, kw_only=True):
+    mounts: list[MountPoint]
+
+
+async def add_mounts(call: Call) -> None:
+    request = await call.body(MountsRequest)
+    made = await live_mounts.add(call.engine, call.id, request.binds or [], request.mounts or [])
+    await call.json(MountsResponse(mounts=[mount_point(mount) for mount in made]), 201)
+
+
+async def remove_mounts(call: Call) -> None:
+    await live_mounts.remove(call.engine, call.id, call.many("destination"))
+    await call.empty()
 
 
 async def export_volume(call: Call) -> None:
@@ -66,8 +85,8 @@ async def verify_store(call: Call) -> None:
 ROUTES: tuple[Route, ...] = (
     post("/containers/{id}/ports", publish_ports),
     delete("/containers/{id}/ports", unpublish_port),
-    post("/containers/{id}/mounts", cannot_mount),
-    delete("/containers/{id}/mounts", cannot_mount),
+    post("/containers/{id}/mounts", add_mounts),
+    delete("/containers/{id}/mounts", remove_mounts),
     get("/volumes/{id}/export", export_volume),
     post("/volumes/{id}/import", import_volume),
     post("/system/verify", verify_store),

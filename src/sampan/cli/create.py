@@ -303,19 +303,18 @@ def _volumes(given: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
     volumes: dict[str, Any] = {}
     binds: list[str] = []
     for spec in dict.fromkeys(given):
-        source = _volume_source(spec)
-        if not source:
+        source, colon, _ = spec.partition(":")
+        if source and colon:
+            binds.append(absolute_source(spec))
+        else:
             volumes[spec] = {}
-            continue
-        where, _, rest = spec.partition(":")
-        binds.append(f"{absolute(where)}:{rest}")
     return volumes, binds
 
 
-def _volume_source(spec: str) -> str:
-    """The source of '[src:]dst[:options]', '' for an anonymous volume. What is wrong in it, the engine says."""
-    source, colon, _ = spec.partition(":")
-    return source if colon else ""
+def absolute_source(spec: str) -> str:
+    """'./dir:/dst' as the engine, which stands elsewhere, has to see it. What is wrong in it, the engine says."""
+    source, colon, rest = spec.partition(":")
+    return f"{absolute(source)}:{rest}" if colon else spec
 
 
 # -- devices ------------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
-"""What docker cannot do and Sampan's engine can: ports of running containers, checking the image store."""
+"""What docker cannot do and Sampan's engine can: ports and mounts of running containers, checking the image
+store."""
 
 from __future__ import annotations
 
 from sampan.cli.client import escape
-from sampan.cli.create import Wrong, port_mappings
+from sampan.cli.create import Wrong, absolute_source, port_mappings
 from sampan.cli.failures import Failure, Refused
-from sampan.cli.session import out
+from sampan.cli.session import emit, out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +63,44 @@ def port_rm(session: Session, options: Options) -> int:
             what = "unpublish ports of running containers"
             _ask(session, "DELETE", path, what, query={"port": port}).read()
             out(port)
+    return 0
+
+
+def mount_add(session: Session, options: Options) -> int:
+    name = options.args[0]
+    body = {
+        "Binds": [absolute_source(spec) for spec in options.args[1:]],
+        "Mounts": options.list("mount"),
+    }
+    if not any(body.values()):
+        raise Failure("name what to mount: SOURCE:TARGET[:OPTIONS], or --mount", status=125)
+    path = f"/containers/{escape(name)}/mounts"
+    answer = _ask(session, "POST", path, "change mounts of containers", body=body).json() or {}
+    for mount in answer.get("Mounts") or []:
+        out(mount["Destination"])
+    return 0
+
+
+def mount_rm(session: Session, options: Options) -> int:
+    name = options.args[0]
+    path = f"/containers/{escape(name)}/mounts"
+    for target in options.args[1:]:
+        query = {"destination": target}
+        _ask(session, "DELETE", path, "change mounts of containers", query=query).read()
+        out(target)
+    return 0
+
+
+def mount_ls(session: Session, options: Options) -> int:
+    from sampan.cli.table import columns
+
+    name = options.args[0]
+    found = session.client.json(f"/containers/{escape(name)}/json")
+    lines = [
+        f"{m['Destination']}\t{m['Type']}\t{m.get('Name') or m['Source']}\t{'rw' if m['RW'] else 'ro'}"
+        for m in found.get("Mounts") or []
+    ]
+    emit(columns(["TARGET\tTYPE\tSOURCE\tMODE", *sorted(lines)]))
     return 0
 
 

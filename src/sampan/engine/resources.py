@@ -34,7 +34,7 @@ from sampan.storage.access import opened_root, read_small
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
 
-__all__ = ["Resources", "release", "take"]
+__all__ = ["Resources", "make_bind_sources", "release", "take"]
 
 log = logging.getLogger("sampan.engine")
 
@@ -61,7 +61,7 @@ def take(engine: Engine, record: ContainerRecord, undo: ExitStack) -> Resources:
     rootfs_mounts += _host_image_mounts(engine, record)
     undo.callback(release_volume_mounts, engine, record.id, record.mounts)
     mounts = mount_volumes(engine, record)
-    _make_bind_sources(mounts)
+    make_bind_sources(mounts)
     user = resolve_user(engine, record, rootfs_mounts)
     undo.callback(networking.release, engine, record.id)
     connected = networking.connect_all(engine, record)
@@ -178,7 +178,8 @@ def _host_image_mounts(engine: Engine, record: ContainerRecord) -> list[Mount]:
     return builtin.host_mounts(engine.catalog, image, f"{engine.container_dir(record.id)}/host")
 
 
-def _make_bind_sources(mounts: tuple[MountRecord, ...]) -> None:
+def make_bind_sources(mounts: tuple[MountRecord, ...]) -> None:
+    """Blocking: what binds show is there afterwards, made where Docker makes it."""
     for mount in mounts:
         if mount.type != "bind":
             continue

@@ -184,14 +184,15 @@ def usage_rows(engine: Engine, users: dict[str, list[str]]) -> list[Volume]:
 
 def prepare_volumes(engine: Engine, record: ContainerRecord) -> tuple[MountRecord, ...]:
     """Blocking, at create: the volumes exist afterwards; returns the mounts with their sources filled in."""
-    mounts = tuple(_prepared(engine, mount) for mount in record.mounts)
+    mounts = tuple(prepared(engine, mount) for mount in record.mounts)
     for mount in mounts:
         if mount.type == "volume":
             engine.volumes.hold(mount.name, record.id)
     return mounts
 
 
-def _prepared(engine: Engine, mount: MountRecord) -> MountRecord:
+def prepared(engine: Engine, mount: MountRecord) -> MountRecord:
+    """Blocking: a volume mount's volume exists, and the mount says where."""
     if mount.type != "volume":
         return mount
     volume = engine.volumes.create(
@@ -210,7 +211,7 @@ def mount_volumes(engine: Engine, record: ContainerRecord) -> tuple[MountRecord,
     for mount in record.mounts:
         if mount.type == "volume":
             # It may have been removed by hand, or with the store: made again, as Docker does.
-            mount = _prepared(engine, mount)
+            mount = prepared(engine, mount)
             source = engine.volumes.mount(mount.name, record.id, subpath=mount.subpath)
             if not mount.no_copy and engine.volumes.is_empty(mount.name):
                 with opened_root(engine.snapshots.mounts(record.id)) as root:

@@ -312,7 +312,8 @@ def mounts(context: Context, parsed: Parsed) -> int:
         raise InvalidArgument(f"{source}: {error}") from None
     from .live_mounts import add, remove
 
-    (add if what == "add" else remove)(container, entries)
+    state = container.state
+    (add if what == "add" else remove)(state.pid, state.start_time, entries)
     return 0
 
 

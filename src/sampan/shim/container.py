@@ -336,10 +336,15 @@ class Container:
     def running(self) -> bool:
         return self.status in ("running", "paused") and self._ended_status is None
 
-    def cgroup(self) -> Manager:
-        manager = self._cgroup
-        if manager is None or not self.running:
+    def check_running(self) -> None:
+        if not self.running:
             raise errors.Conflict(f"container {self.id} is not running")
+
+    def cgroup(self) -> Manager:
+        self.check_running()
+        manager = self._cgroup
+        if manager is None:
+            raise errors.Conflict(f"container {self.id} has no cgroup")
         return manager
 
     @property

@@ -52,6 +52,7 @@ _LAZY = (
     "sampan.linux.paths",
     "sampan.linux.procfs",
     "sampan.runtime.devices",
+    "sampan.runtime.live_mounts",
     "sampan.runtime.reaper",
     "sampan.runtime.seccomp",
     "sampan.runtime.seccomp_cache",
@@ -106,6 +107,8 @@ class Shim:
             "processes": self._processes,
             "close_stdin": self._close_stdin,
             "log_rotate": self._log_rotate,
+            "mount": self._mount,
+            "unmount": self._unmount,
         }
         self._control = control
         self._starter = self._fork_starter()
@@ -347,6 +350,30 @@ class Shim:
         self.container.streams.close_stdin()
         return {}
 
+    def _mount(self, message: Message, fds: list[int]) -> Message:
+        from sampan.runtime.live_mounts import add
+
+        container = self.container
+        container.check_running()
+        add(container.pid, container.start_time, *_mounts_of(message, fds))
+        return {}
+
+    def _unmount(self, message: Message, fds: list[int]) -> Message:
+        from sampan.runtime.live_mounts import remove
+
+        container = self.container
+        container.check_running()
+        remove(container.pid, container.start_time, *_mounts_of(message, fds))
+        return {}
+
     def _log_rotate(self, _message: Message, _fds: list[int]) -> Message:
         self.container.rotate_log()
         return {}
+
+
+def _mounts_of(message: Message, fds: list[int]) -> tuple[list[Message], list[int]]:
+    """protocol.ChangeMounts as (OCI mounts, the descriptor of each one's source or -1)."""
+    entries, places = message.get("mounts") or [], message.get("sources") or []
+    if len(places) != len(entries) or not all(-1 <= place < len(fds) for place in places):
+        raise errors.InvalidArgument("mounts: no such descriptor")
+    return entries, [fds[place] if place >= 0 else -1 for place in places]

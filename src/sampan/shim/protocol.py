@@ -192,6 +192,13 @@ if TYPE_CHECKING:
         op: Literal["update"]
         resources: dict[str, Any]  # OCI LinuxResources
 
+    class ChangeMounts(TypedDict, total=False):
+        """Mounts of the running container. Reply: {}; all were done or none."""
+
+        op: Literal["mount", "unmount"]
+        mounts: list[dict[str, Any]]  # OCI Mounts
+        sources: list[int]  # for each: index of a descriptor of what it shows, or -1
+
     # --- shim -> engine: replies -------------------------------------------------------------------------------
 
     class Started(TypedDict):

@@ -163,6 +163,12 @@ class Volumes:
             for users in self._holders.values():
                 users.discard(holder)
 
+    def let_go(self, name: str, holder: str) -> None:
+        """The holder has this one volume no more (safe to call twice)."""
+        with self._lock:
+            self.unmount(name, holder)
+            self._holders.get(name, set()).discard(holder)
+
     def holders(self, name: str) -> frozenset[str]:
         """Who holds it."""
         with self._lock:

@@ -130,6 +130,19 @@ _ALL = (
         aliases=("container list", "container ps", "ps"),
     ),
     Command(
+        "container mount add", "[OPTIONS] CONTAINER [SOURCE:TARGET[:OPTIONS]...]", (1, -1), "extras:mount_add",
+        "Mount directories, files and volumes into a container, also while it runs",
+        (("mount", "", "mount", None, "Mount: type=bind|volume|tmpfs,src=...,dst=...[,ro,...]"),), own=True,
+    ),
+    Command(
+        "container mount ls", "CONTAINER", (1, 1), "extras:mount_ls", "List a container's mounts",
+        own=True,
+    ),
+    Command(
+        "container mount rm", "CONTAINER TARGET [TARGET...]", (2, -1), "extras:mount_rm",
+        "Take mounts out of a container, also while it runs", own=True,
+    ),
+    Command(
         "container pause", SOME, (1, -1), "lifecycle:pause", "Freeze all processes of containers", aliases=("pause",)
     ),
     Command(

@@ -31,10 +31,11 @@ GROUPS = {
     "builder": {"build": "image build", "prune": "builder prune"},
     "container": _group(
         "container",
-        "attach commit cp create diff exec export inspect kill logs ls pause port prune rename restart rm run "
+        "attach commit cp create diff exec export inspect kill logs ls mount pause port prune rename restart rm run "
         "start stats stop top unpause update wait",
         list="ls", ps="ls", remove="rm",
     ),
+    "container mount": _group("container mount", "add ls rm", list="ls", remove="rm"),
     "context": _group(
         "context", "create export import inspect ls rm show update use", list="ls", remove="rm"
     ),
@@ -55,6 +56,7 @@ GROUPS = {
 GROUP_HELP = {
     "builder": "Look after builds and their cache",
     "container": "Run, change and remove containers",
+    "container mount": "Change the mounts of a container, also while it runs",
     "context": "Keep the addresses of engines under names",
     "image": "Get, make and remove images",
     "manifest": "Look at and put together manifest lists",
