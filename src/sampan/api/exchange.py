@@ -148,6 +148,7 @@ class Reply:
         self.started = False
         self.finished = False
         self.keep_alive = head.keep_alive
+        self.only_watches = False  # nothing is under way: an engine that stops need not wait for it
 
     async def send(
         self,

@@ -94,7 +94,7 @@ class HttpServer:
             victim.abort()
 
     async def close(self, grace_seconds: float = 5) -> None:
-        """Let running answers finish for a while, then end them."""
+        """End those who only watch, let other answers finish for a while, then end them too."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         for connection in list(self.connections):
@@ -277,6 +277,8 @@ class Connection(asyncio.Protocol):
         self._closing = True
         if self.task is None:
             self.abort()
+        elif self._reply is not None and self._reply.only_watches:
+            self.task.cancel()
 
     def abort(self) -> None:
         self._transport.abort()

@@ -82,6 +82,7 @@ async def container_logs(call: Call) -> None:
     if not (options.stdout or options.stderr):
         raise InvalidArgument("Bad parameters: you must choose at least one stream")
     stream = await logs.logs(call.engine, call.id, options)
+    call.reply.only_watches = options.follow
     try:
         await call.reply.start(content_type=stream_type(call, tty=stream.tty))
         async for piece in stream:
@@ -106,6 +107,7 @@ async def container_stats(call: Call) -> None:
     samples = await stats.stats(
         call.engine, call.id, stream=streaming, one_shot=call.flag("one-shot")
     )
+    call.reply.only_watches = streaming
     await json_lines(call, samples)
 
 
@@ -113,6 +115,7 @@ async def wait_container(call: Call) -> None:
     """The head goes out at once: `docker run` waits for it before it starts the container."""
     condition = call.text("condition", "not-running") if call.version >= (1, 30) else "not-running"
     waiter = await stop.wait(call.engine, call.id, condition=condition)
+    call.reply.only_watches = True
     try:
         await call.reply.start()
         await call.reply.write(encode(await waiter.result()) + b"\n")

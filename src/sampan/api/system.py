@@ -68,6 +68,7 @@ async def stream_events(call: Call) -> None:
     stream = await events.subscribe(
         call.engine, since_ns=since_ns, until_ns=until_ns, filters=call.filters()
     )
+    call.reply.only_watches = True
     try:
         await json_lines(call, _messages(stream))
     finally:

@@ -435,3 +435,35 @@ def test_a_stream_begins_only_when_its_head_was_read() -> None:
         writer.close()
 
     run(talk())
+
+
+def test_a_stop_ends_watchers_at_once_and_waits_for_what_is_under_way() -> None:
+    async def talk() -> None:
+        release = asyncio.Event()
+
+        async def handler(request: Request, reply: Reply) -> None:
+            reply.only_watches = request.head.path == "/events"
+            await reply.start()
+            await reply.write(b"begun")
+            await (asyncio.Event() if reply.only_watches else release).wait()
+            await reply.write(b"done")
+
+        (events, events_writer), server = await connect(handler)
+        theirs, ours = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: Connection(server), theirs)
+        pull, pull_writer = await asyncio.open_connection(sock=ours)
+        events_writer.write(request("GET /events HTTP/1.1"))
+        pull_writer.write(request("POST /images/create HTTP/1.1"))
+        await events.readuntil(b"begun\r\n")
+        await pull.readuntil(b"begun\r\n")
+        closing = asyncio.ensure_future(server.close(grace_seconds=60))
+        async with asyncio.timeout(10):
+            assert await events.read() == b""
+            release.set()
+            assert (await pull.read()).endswith(b"done\r\n0\r\n\r\n")
+            await closing
+        events_writer.close()
+        pull_writer.close()
+
+    run(talk())
