@@ -156,15 +156,20 @@ class JsonFormat:
     def __init__(self, attrs: Mapping[str, str] | None = None) -> None:
         self._attrs = b'"attrs":' + _go_json(dict(attrs)) + b"," if attrs else b""
 
-    def lines(self, stream: str, data: bytes, ns: int) -> bytes:
-        """Records of complete lines, none longer than PIECE; `data` ends with a newline."""
+    def lines(self, stream: str, data: bytes, ns: int) -> bytes | memoryview:
+        """Records of complete lines, none longer than PIECE; `data` ends with a newline.
+
+        The records of short lines are many times longer than the lines: they are made in one pass, and what the
+        replacement put after the last of them is left out by a view, not by a copy.
+        """
         text, valid = escape(data)
         if not valid:
             return b"".join(
                 [self.record(stream, line + b"\n", ns) for line in data[:-1].split(b"\n")]
             )
         tail = self._tail(stream, ns)
-        return _HEAD + text.replace(b"\n", b"\\n" + tail + _HEAD)[: -len(_HEAD)]
+        records = (_HEAD + text).replace(b"\n", b"\\n" + tail + _HEAD)
+        return memoryview(records)[: -len(_HEAD)]
 
     def record(self, stream: str, data: bytes, ns: int) -> bytes:
         """One record: a line with its newline, or a piece of one without."""
@@ -181,9 +186,10 @@ class JsonFormat:
         )
 
     @staticmethod
-    def boundary(data: bytes, at_least: int) -> int:
+    def boundary(data: bytes | memoryview, at_least: int) -> int:
         """Where the first record that reaches `at_least` bytes ends."""
-        return data.index(b"\n", max(at_least - 1, 0)) + 1
+        start = max(at_least - 1, 0)
+        return start + bytes(data[start:]).index(b"\n") + 1
 
 
 def _go_json(value: dict[str, str]) -> bytes:
@@ -350,7 +356,7 @@ class LocalFormat:
         return length + entry + length
 
     @staticmethod
-    def boundary(data: bytes, at_least: int) -> int:
+    def boundary(data: bytes | memoryview, at_least: int) -> int:
         position = 0
         while position < at_least:
             position += 8 + int(struct.unpack_from(">I", data, position)[0])

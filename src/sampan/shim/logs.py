@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
         name: str
 
-        def lines(self, stream: str, data: bytes, ns: int) -> bytes:
+        def lines(self, stream: str, data: bytes, ns: int) -> bytes | memoryview:
             """Records of whole lines (each at most PIECE and its newline), all with the time `ns`."""
 
         def record(self, stream: str, data: bytes, ns: int) -> bytes:
             """One record: a whole line, or a piece of one (no newline at its end)."""
 
-        def boundary(self, data: bytes, at_least: int) -> int:
+        def boundary(self, data: bytes | memoryview, at_least: int) -> int:
             """Length of the shortest run of whole records that has `at_least` bytes."""
 
     class LogWriter(Protocol):
@@ -273,14 +273,16 @@ class LineLog:
 
     def _records(self, stream: str, data: bytes) -> None:
         """Lines of at most PIECE bytes."""
+        start = 0
         if data.count(b"\n") > 2048:
-            while len(data) > _SLICE:
-                cut = data.rfind(b"\n", 0, _SLICE) + 1 or data.index(b"\n") + 1
-                self._file.append(
-                    self._format.lines(stream, data[:cut], self._time()), self._format
-                )
-                data = data[cut:]
-        self._file.append(self._format.lines(stream, data, self._time()), self._format)
+            while len(data) - start > _SLICE:
+                end = data.rfind(b"\n", start, start + _SLICE) + 1
+                end = end or data.index(b"\n", start) + 1
+                records = self._format.lines(stream, data[start:end], self._time())
+                self._file.append(records, self._format)
+                start = end
+        records = self._format.lines(stream, data[start:] if start else data, self._time())
+        self._file.append(records, self._format)
 
     def _piece(self, stream: str, data: bytes) -> bytes:
         """Record the first PIECE bytes (less where that would cut a character in two); what remains."""
@@ -350,7 +352,7 @@ class RotatingFile:
     def size(self) -> int:
         return self._size
 
-    def append(self, data: bytes, log_format: Format) -> None:
+    def append(self, data: bytes | memoryview, log_format: Format) -> None:
         """Add records, beginning new files where the limit says so."""
         limit = self._limits.max_size
         while limit > 0:
@@ -366,7 +368,7 @@ class RotatingFile:
                 return
         self._write(data)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         try:
             written = posix.write(self._fd, data)
             while written < len(data):  # a disk that is nearly full takes a part
@@ -375,7 +377,7 @@ class RotatingFile:
         except OSError as error:
             self._give_up(data, error)
 
-    def _give_up(self, data: bytes, error: OSError) -> None:
+    def _give_up(self, data: bytes | memoryview, error: OSError) -> None:
         """Take back the half-written record, count the loss, go on."""
         self.lost += len(data)
         self.trouble = f"writing {self.path}: {error.strerror}"

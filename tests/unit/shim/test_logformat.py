@@ -23,13 +23,13 @@ NS = 1_795_492_951_120_000_000  # 2026-11-24T04:02:31.12Z
 
 
 def test_a_line_is_recorded_as_docker_does() -> None:
-    assert JsonFormat().lines("stdout", b"hello\n", NS) == (
+    assert bytes(JsonFormat().lines("stdout", b"hello\n", NS)) == (
         b'{"log":"hello\\n","stream":"stdout","time":"2026-11-24T04:02:31.12Z"}\n'
     )
 
 
 def test_lines_of_one_read_share_a_timestamp_and_nothing_else() -> None:
-    records = JsonFormat().lines("stderr", b"a\n\nb\n", NS).splitlines()
+    records = bytes(JsonFormat().lines("stderr", b"a\n\nb\n", NS)).splitlines()
     assert [json.loads(record)["log"] for record in records] == ["a\n", "\n", "b\n"]
     assert {json.loads(record)["stream"] for record in records} == {"stderr"}
 
@@ -48,7 +48,7 @@ def test_lines_of_one_read_share_a_timestamp_and_nothing_else() -> None:
     ],
 )
 def test_escapes_are_gos(text: bytes, escaped: bytes) -> None:
-    record = JsonFormat().lines("stdout", text + b"\n", NS)
+    record = bytes(JsonFormat().lines("stdout", text + b"\n", NS))
     assert record.startswith(b'{"log":"' + escaped + b'\\n","stream"')
 
 
@@ -62,7 +62,7 @@ def test_escapes_are_gos(text: bytes, escaped: bytes) -> None:
     ],
 )
 def test_what_is_not_utf8_shows_as_in_docker_and_comes_back_whole(text: bytes, shown: str) -> None:
-    record = JsonFormat().lines("stdout", text + b"\n", NS)
+    record = bytes(JsonFormat().lines("stdout", text + b"\n", NS))
     assert json.loads(record)["log"] == shown + "\n"
     assert [run.data for run in decode_json(record)] == [text + b"\n"]
 
@@ -82,7 +82,7 @@ LINES = st.lists(st.binary(max_size=60).map(lambda raw: raw.replace(b"\n", b"~")
 @given(LINES, st.sampled_from(["stdout", "stderr"]))
 def test_json_records_give_back_what_was_written(lines: list[bytes], stream: str) -> None:
     data = b"".join(line + b"\n" for line in lines)
-    records = JsonFormat().lines(stream, data, NS)
+    records = bytes(JsonFormat().lines(stream, data, NS))
     assert all("log" in json.loads(record) for record in records.splitlines())
     runs = list(decode_json(records))
     assert b"".join(run.data for run in runs) == data
@@ -118,7 +118,7 @@ def test_a_piece_of_a_line_is_told_from_a_line() -> None:
 def test_a_line_that_looks_like_a_record_stays_a_line() -> None:
     evil = b'x\\n","stream":"stdout","time":"2020-01-01T00:00:00Z"}'
     data = evil + b"\n" + b"ends with backslash n: \\n\n"
-    records = JsonFormat().lines("stdout", data, NS)
+    records = bytes(JsonFormat().lines("stdout", data, NS))
     assert b"".join(run.data for run in decode_json(records)) == data
     assert len(records.splitlines()) == 2
 
@@ -126,7 +126,7 @@ def test_a_line_that_looks_like_a_record_stays_a_line() -> None:
 def test_interleaved_runs_keep_their_order() -> None:
     log_format = JsonFormat()
     block = b"".join(
-        log_format.lines(stream, b"%d\n%d\n" % (n, n), NS + n)
+        bytes(log_format.lines(stream, b"%d\n%d\n" % (n, n), NS + n))
         for n, stream in enumerate(["stdout", "stderr", "stdout"])
     )
     assert [(run.stream, run.data) for run in decode_json(block)] == [
@@ -138,7 +138,7 @@ def test_interleaved_runs_keep_their_order() -> None:
 
 @given(st.binary(max_size=300))
 def test_damage_is_passed_over(junk: bytes) -> None:
-    good = JsonFormat().lines("stdout", b"good\n", NS)
+    good = bytes(JsonFormat().lines("stdout", b"good\n", NS))
     found = [run.data for run in decode_json(junk + b"\n" + good)]
     assert found[-1] == b"good\n"
     list(decode_local(junk))
