@@ -379,7 +379,9 @@ def quota_properties(quota: int, period: int) -> dict[str, tuple[str, Any]]:
 
 def pids_properties(resources: Resources) -> dict[str, tuple[str, Any]]:
     limit = (resources.get("pids") or {}).get("limit")
-    return {"TasksMax": ("t", unsigned(limit))} if limit else {}
+    if limit is None:
+        return {}
+    return {"TasksMax": ("t", unsigned(limit or 1))}  # see v1_plan.pids_writes
 
 
 UNIFIED_NUMBERS = {

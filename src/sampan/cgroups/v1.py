@@ -36,7 +36,7 @@ from .files import (
 from .host import CgroupHost
 from .stats import Stats, parse_int
 from .watch import OomWatch, oom_kills, v1_oom_watch
-from .words import discarded
+from .words import FROZEN_MEANWHILE, discarded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class V1Manager:
                 self.unified = ""  # only a convenience beside v1
 
     def _refuse_foreign_processes(self, made: list[str], own: int) -> None:
-        """A directory that was there already may be used again, but not shared with living processes."""
+        """A directory that was there already may be used again, but not shared with living processes, nor frozen."""
         reference = self._reference()
         if reference and reference not in made:
             count = len([pid for pid in self.pids(recursive=False) if pid != own])
@@ -128,6 +128,8 @@ class V1Manager:
                 raise OSError(
                     EBUSY, f"container's cgroup is not empty: {count} process(es) found", reference
                 )
+        if self.frozen():  # itself or one above it: who joins stands still for ever
+            raise OSError(EBUSY, FROZEN_MEANWHILE, self.directory("freezer"))
 
     def _reference(self) -> str:
         for controller in REFERENCE:

@@ -85,10 +85,12 @@ def cpuset_writes(cpu: Resources) -> list[Write]:
 
 
 def pids_writes(pids: Resources) -> list[Write]:
+    """Zero is a limit too (config-linux.md "PIDs"), and means what one does: process 1 and nothing beside it.
+    systemd knows no TasksMax=0, and on v2 nobody could be born into such a cgroup."""
     limit = pids.get("limit")
-    if limit is None or limit == 0:
+    if limit is None:
         return []
-    return [Write("pids", "pids.max", str(limit) if limit > 0 else "max")]
+    return [Write("pids", "pids.max", str(max(limit, 1)) if limit >= 0 else "max")]
 
 
 THROTTLES = (

@@ -36,7 +36,7 @@ from .host import CgroupHost
 from .stats import Stats, parse_flat, parse_int
 from .v1_plan import Write
 from .watch import POLLERR, POLLPRI, OomWatch, oom_kills, v2_oom_watch
-from .words import discarded
+from .words import FROZEN_MEANWHILE, discarded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class V2Manager:
             if count:
                 text = f"container's cgroup is not empty: {count} process(es) found"
                 raise OSError(EBUSY, text, self.directory)
+            if self.frozen():
+                raise OSError(EBUSY, FROZEN_MEANWHILE, self.directory)
         refuse_threaded(self.directory)
 
     def clone_fd(self) -> int:

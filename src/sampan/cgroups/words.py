@@ -7,6 +7,7 @@ Source: Docker Engine API, the Warnings of container create.
 
 from __future__ import annotations
 
+FROZEN_MEANWHILE = "container's cgroup unexpectedly frozen"  # runc's
 _KERNEL = "Your kernel does not support "
 _OR_UNMOUNTED = " or the cgroup is not mounted. "
 

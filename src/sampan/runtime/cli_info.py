@@ -14,7 +14,7 @@ from sampan.linux.process import spawn, wait
 from . import container as verbs
 from .cli_flags import integer
 from .state import require
-from .validate import RESOURCES, check_types
+from .validate import RESOURCES, check_resources, check_types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -238,6 +238,7 @@ def _read_resources(source: str) -> Any:
     except ValueError as error:
         raise InvalidArgument(f"--resources: {error}") from None
     check_types(resources, RESOURCES, "resources")
+    check_resources(resources or {}, "resources")
     return resources or {}
 
 
@@ -277,7 +278,10 @@ def spec(context: Context, parsed: Parsed) -> int:
 
     directory = parsed.text("bundle") or "."
     path = f"{directory}/config.json"
-    text = indented(example_spec(rootless=parsed.flag("rootless")), "\t") + "\n"
+    # Under v1 the container's cgroups are mounted one by one, and its processes are looked for by their paths.
+    unified = exists("/sys/fs/cgroup/cgroup.controllers")
+    document = example_spec(rootless=parsed.flag("rootless"), cgroup_namespace=unified)
+    text = indented(document, "\t") + "\n"
     try:
         fd = posix.open(
             path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o666

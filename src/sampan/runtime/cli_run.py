@@ -12,6 +12,7 @@ from sampan.linux.paths import clean, exists, read_file, replace_file, write_fil
 from . import container as verbs
 from . import foreground
 from .channel import LaunchError
+from .cli import environment
 from .cli_flags import integer
 from .state import CREATED, PAUSED, RUNNING, STOPPED, refuse
 from .validate import validate_process
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .cli_flags import Parsed
     from .container import Container, CreateOptions
     from .launch import Child
+    from .readiness import Readiness
 
 MAX_PRESERVED = 65536
 
@@ -60,6 +62,7 @@ def run(context: Context, parsed: Parsed) -> int:
         store, container_id, bundle, spec, text, options, wait=False
     )
     _warn(context, launch.warnings)
+    readiness = _readiness(container)
     try:
         launch.start()
     except LaunchError:
@@ -67,8 +70,11 @@ def run(context: Context, parsed: Parsed) -> int:
         raise
     verbs.run_poststart(container)
     if detach:
+        if readiness is not None:
+            readiness.main_pid = child.pid
+            readiness.wait(child.pidfd)
         return 0
-    code = _stay(child)
+    code = _stay(child, readiness)
     if not parsed.flag("keep"):
         _warn(context, verbs.destroy(container))
     return code
@@ -80,19 +86,32 @@ def _become_subreaper() -> None:
     set_subreaper()
 
 
-def _stay(child: Child) -> int:
+def _stay(child: Child, readiness: Readiness | None = None) -> int:
     if child.console_fd >= 0:
-        return foreground.wait_on_terminal(child)
-    return foreground.wait(child)
+        return foreground.wait_on_terminal(child, readiness)
+    return foreground.wait(child, readiness)
+
+
+def _readiness(container: Container) -> Readiness | None:
+    """Where the program will say that it is ready, when we run under a service manager that asks for it."""
+    manager = environment("NOTIFY_SOCKET")
+    if not manager:
+        return None
+    from .readiness import listen
+
+    return listen(container.directory, manager)
 
 
 def start(context: Context, parsed: Parsed) -> int:
     container = context.store().load(parsed.operands[0])
+    readiness = _readiness(container)
     try:
-        verbs.start(container)
+        pidfd = verbs.start(container)
     except LaunchError as error:
         context.log.debug(error.message)
         raise
+    if readiness is not None:
+        readiness.wait(pidfd)
     return 0
 
 
@@ -127,6 +146,7 @@ def _options(context: Context, parsed: Parsed, spec: Spec) -> CreateOptions:
     options.pid_file = parsed.text("pid-file")
     options.preserve_fds = _preserved(parsed.number("preserve-fds") + _listen_fds(spec))
     options.seccomp_cache = context.root + "/.seccomp"
+    options.notify_socket = environment("NOTIFY_SOCKET")
     return options
 
 
@@ -148,8 +168,7 @@ def _preserved(count: int) -> tuple[int, ...]:
 
 def _listen_fds(spec: Spec) -> int:
     """Socket activation: descriptors that systemd opened for us are the container's (sd_listen_fds(3))."""
-    count = posix.environ.get(b"LISTEN_FDS", b"").decode()
-    pid = posix.environ.get(b"LISTEN_PID", b"").decode()
+    count, pid = environment("LISTEN_FDS"), environment("LISTEN_PID")
     if not count or (pid and pid != str(posix.getpid())):
         return 0
     spec["process"].setdefault("env", [])

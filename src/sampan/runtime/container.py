@@ -152,8 +152,8 @@ class CreateOptions:
     """What the command line adds to a bundle."""
 
     __slots__ = (
-        "cgroup_driver", "console_socket", "new_keyring", "no_cgroup", "no_pivot", "pid_file", "pidfd_socket",
-        "preserve_fds", "rootless", "seccomp_cache",
+        "cgroup_driver", "console_socket", "new_keyring", "no_cgroup", "no_pivot", "notify_socket", "pid_file",
+        "pidfd_socket", "preserve_fds", "rootless", "seccomp_cache",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -162,6 +162,9 @@ class CreateOptions:
         self.new_keyring = True
         self.no_cgroup = False
         self.no_pivot = False
+        self.notify_socket = (
+            ""  # the service manager's, when the program may tell it that it is ready
+        )
         self.pid_file = ""
         self.pidfd_socket = ""
         self.preserve_fds: tuple[int, ...] = ()
@@ -201,6 +204,10 @@ def create(
     rootfs = _checked_rootfs(bundle, spec)
     _check_namespace_files(spec)
     cgroup_path = "" if options.no_cgroup else _cgroup_path(spec, container_id, options)
+    if options.notify_socket:
+        from . import readiness
+
+        readiness.add_to_spec(spec, directory, options.notify_socket)
     plan = make_plan(
         spec,
         container_id=container_id,
@@ -221,6 +228,8 @@ def create(
         raise Conflict("container with given ID already exists") from None
     launch = None
     try:
+        if options.notify_socket:
+            readiness.make_directory(directory)
         listener = _listen(directory) if wait else -1
         console = _connect(options.console_socket) if options.console_socket else -1
         launch = Launch(plan, console_socket=console, start_listener=listener)
@@ -369,8 +378,8 @@ def now() -> str:
 # ------------------------------------------------------------------------------------- start, kill
 
 
-def start(container: Container) -> None:
-    """Tell the waiting init to go on; returns when its program runs, raises when it cannot."""
+def start(container: Container) -> int:
+    """Tell the waiting init to go on; returns its pidfd when its program runs, raises when it cannot."""
     with Lock(container.directory):
         require("start", container.status())
         sock = _socket.socket(fileno=_connect(container.start_socket, _socket.SOCK_SEQPACKET))
@@ -379,9 +388,9 @@ def start(container: Container) -> None:
         posix.unlink(container.start_socket)
         channel.send(sock, channel.START)
         await_execution(sock, pidfd, state_document(container, CREATING))
-        posix.close(pidfd)
         sock.close()
     run_poststart(container)
+    return pidfd
 
 
 def run_poststart(container: Container) -> None:

@@ -19,11 +19,11 @@ MASKED = [
 READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
-def example_spec(*, rootless: bool = False) -> dict[str, Any]:
-    """For who is not root: a user namespace that maps the caller, no network or cgroup of its own."""
-    kinds = ["pid", "network", "ipc", "uts", "mount", "cgroup"]
-    if rootless:
-        kinds = ["pid", "ipc", "uts", "mount", "cgroup", "user"]
+def example_spec(*, rootless: bool = False, cgroup_namespace: bool = True) -> dict[str, Any]:
+    """For who is not root: a user namespace that maps the caller, no network of its own."""
+    kinds = ["pid", "ipc", "uts", "mount"]
+    kinds += ["user"] if rootless else ["network"]
+    kinds += ["cgroup"] if cgroup_namespace else []
     linux: dict[str, Any] = {
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "namespaces": [{"type": kind} for kind in kinds],

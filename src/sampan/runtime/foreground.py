@@ -14,9 +14,15 @@ from sampan.linux.process import pidfd_send_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .launch import Child
+    from .readiness import Readiness
+
+    Handlers = dict[
+        int, Callable[[], bool]
+    ]  # what to do when a descriptor is readable; False: no more
 
 # Not ours to pass on: those of the kernel about ourselves.
 _OWN = frozenset(
@@ -32,8 +38,10 @@ def block_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_BLOCK, WAITED)
 
 
-def wait(child: Child) -> int:
+def wait(child: Child, readiness: Readiness | None = None) -> int:
     """Pass signals on until the process ends; its exit code as a shell tells it."""
+    if readiness is not None:
+        return _watch(child, {readiness.fd: readiness.handle})
     while True:
         code = _reap(child)
         if code is not None:
@@ -68,46 +76,52 @@ def _reap(child: Child) -> int | None:
             )
 
 
-def wait_on_terminal(child: Child, stdin: int = 0, stdout: int = 1) -> int:
+def wait_on_terminal(
+    child: Child, readiness: Readiness | None = None, *, stdin: int = 0, stdout: int = 1
+) -> int:
     """The same with a pty: bytes go both ways until it is closed, then the code."""
+    console = child.console_fd
+    before = _raw(stdin)
+    handlers: Handlers = {
+        console: lambda: _copy(console, stdout),
+        stdin: lambda: _copy(stdin, console),
+    }
+    if readiness is not None:
+        handlers[readiness.fd] = readiness.handle
+    try:
+        _copy_size(stdin, console)
+        return _watch(child, handlers, stdin)
+    finally:
+        _restore(stdin, before)
+
+
+def _watch(child: Child, handlers: Handlers, stdin: int = 0) -> int:
+    """Serve descriptors and signals until the process has ended and what it wrote last is read."""
     import select
 
-    before = _raw(stdin)
     wakeup, wake = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
     _catch_signals(wake)
     poller = select.poll()
+    for fd in (*handlers, wakeup):
+        poller.register(fd, select.POLLIN)
+    code: int | None = None
     try:
-        _copy_size(stdin, child.console_fd)
-        poller.register(child.console_fd, select.POLLIN)
-        poller.register(stdin, select.POLLIN)
-        poller.register(wakeup, select.POLLIN)
-        return _pump(child, poller, stdin, stdout, wakeup)
+        while code is None or child.console_fd in handlers:
+            # Once the process is gone only what it wrote last is left to read.
+            events = poller.poll(None if code is None else 50)
+            if not events:
+                break
+            for fd, _ in events:
+                if fd == wakeup:
+                    _handle_signals(child, wakeup, stdin)
+                elif fd in handlers and not handlers[fd]():
+                    poller.unregister(fd)
+                    del handlers[fd]
+            if code is None:
+                code = _reap(child)
     finally:
-        _restore(stdin, before)
         _signal.set_wakeup_fd(-1)
         close_quietly(wakeup, wake)
-
-
-def _pump(child: Child, poller: Any, stdin: int, stdout: int, wakeup: int) -> int:
-    code: int | None = None
-    open_console = True
-    while code is None or open_console:
-        # Once the process is gone only what it wrote last is left to read.
-        events = poller.poll(None if code is None else 50)
-        if not events:
-            break
-        for fd, _ in events:
-            if fd == child.console_fd:
-                open_console = _copy(fd, stdout)
-                if not open_console:
-                    poller.unregister(fd)
-            elif fd == stdin:
-                if not open_console or not _copy(stdin, child.console_fd):
-                    poller.unregister(stdin)
-            elif fd == wakeup:
-                _handle_signals(child, wakeup, stdin)
-        if code is None:
-            code = _reap(child)
     return code if code is not None else 1
 
 

@@ -182,10 +182,20 @@ def _check_object(value: Any, kind: dict[str, Any], field: str) -> None:
     if not isinstance(value, dict):
         raise _wrong(field or "config.json", "an object", value)
     prefix = field + "." if field else ""
-    for name, item in value.items():
-        known = kind.get(name)
-        if known is not None:
-            check_types(item, known, prefix + name)
+    for name, item in list(value.items()):
+        if name not in kind:
+            name = _as_spelled(value, name, kind)
+        if name in kind:
+            check_types(item, kind[name], prefix + name)
+
+
+def _as_spelled(value: dict[str, Any], name: str, kind: dict[str, Any]) -> str:
+    """Engines written in Go read `pagesize` for `pageSize`, so such a field means what its writer saw it do."""
+    for known in kind:
+        if known.lower() == name.lower() and known not in value:
+            value[known] = value.pop(name)
+            return known
+    return name
 
 
 def _check_scalar(value: Any, kind: str, field: str) -> None:
@@ -535,6 +545,32 @@ def _check_personality(spec: Any) -> None:
             raise InvalidArgument(f"linux.personality.flags: unknown value {flag!r}")
 
 
+# Lists whose items are of no use without these.
+_NEEDED = {
+    "hugepageLimits": ("pageSize", "limit"),
+    "throttleReadBpsDevice": ("major", "minor", "rate"),
+    "throttleWriteBpsDevice": ("major", "minor", "rate"),
+    "throttleReadIOPSDevice": ("major", "minor", "rate"),
+    "throttleWriteIOPSDevice": ("major", "minor", "rate"),
+    "weightDevice": ("major", "minor"),
+}
+
+
+def _check_resources(spec: Any) -> None:
+    check_resources((spec.get("linux") or {}).get("resources") or {}, "linux.resources")
+
+
+def check_resources(resources: Any, field: str) -> None:
+    """What a limit needs to be one; also of `update`."""
+    tables = (("", resources), ("blockIO.", resources.get("blockIO") or {}))
+    for prefix, table in tables:
+        for name, needed in _NEEDED.items():
+            for index, item in enumerate(table.get(name) or ()):
+                for key in needed:
+                    if item.get(key) is None:
+                        raise InvalidArgument(f"{field}.{prefix}{name}[{index}].{key}: required")
+
+
 CHECKS = (
     _check_version,
     _check_root,
@@ -542,6 +578,7 @@ CHECKS = (
     _check_mounts,
     _check_namespaces,
     _check_devices,
+    _check_resources,
     _check_hooks,
     _check_sysctls,
     _check_memory_policy,
