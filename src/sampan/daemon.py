@@ -17,6 +17,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -177,7 +178,7 @@ def build_engine(config: Config) -> Engine:
     return Engine(
         id=engine_id(store),
         config=config,
-        facts=probe_host(config, host),
+        facts=probe_host(config, host, raise_open_files()),
         cgroup_host=host,
         store=store,
         blobs=blobs,
@@ -225,7 +226,23 @@ def network_settings(config: Config) -> Settings:
     )
 
 
-def probe_host(config: Config, host: cgroups.CgroupHost) -> SharedFacts:
+def raise_open_files() -> tuple[int, int] | None:
+    """Take as many descriptors as we may have: thousands of clients, logs and containers want them.
+
+    What it was before is returned where that differs: containers get it, as Docker's do, since programs exist that
+    close or allocate for every number below the limit.
+    """
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = before
+    if soft == hard:
+        return None
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return before
+
+
+def probe_host(
+    config: Config, host: cgroups.CgroupHost, open_files: tuple[int, int] | None = None
+) -> SharedFacts:
     """What this machine is and can, for the parts that only decide."""
     uname = os.uname()
     memory = host.mounts.get("memory", "")
@@ -248,6 +265,7 @@ def probe_host(config: Config, host: cgroups.CgroupHost) -> SharedFacts:
         rootless=config.rootless,
         cpuset_cpus=_cpuset(host, "cpus"),
         cpuset_mems=_cpuset(host, "mems"),
+        open_files=open_files,
     )
 
 

@@ -177,3 +177,4 @@ class SharedFacts(msgspec.Struct, frozen=True, kw_only=True):
     rootless: bool = False
     cpuset_cpus: str = ""  # what there is, as the kernel writes it: "0-1"
     cpuset_mems: str = ""
+    open_files: tuple[int, int] | None = None  # a container's limit, where it is not the engine's own

@@ -519,11 +519,14 @@ def _sysctls(spec: Spec, record: ContainerRecord, sources: Sources, facts: Share
         spec["linux"]["sysctl"] = settings
 
 
-def _rlimits(spec: Spec, _record: ContainerRecord, sources: Sources, _facts: SharedFacts) -> None:
-    if sources.ulimits:
+def _rlimits(spec: Spec, _record: ContainerRecord, sources: Sources, facts: SharedFacts) -> None:
+    limits = sources.ulimits
+    if facts.open_files is not None and all(name != "nofile" for name, _, _ in limits):
+        limits = (*limits, ("nofile", *facts.open_files))
+    if limits:
         spec["process"]["rlimits"] = [
             {"type": f"RLIMIT_{name.upper()}", "soft": _unlimited(soft), "hard": _unlimited(hard)}
-            for name, soft, hard in sources.ulimits
+            for name, soft, hard in limits
         ]
 
 

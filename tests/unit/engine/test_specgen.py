@@ -46,6 +46,25 @@ def test_a_name_without_value_takes_the_variable_away() -> None:
     assert not [text for text in env if text.startswith("HOSTNAME")]
 
 
+def test_open_files_are_limited_as_before_the_engine_raised_its_own_limit() -> None:
+    record = ContainerRecord(
+        id="f" * 64, name="n", created_ns=1, image_id="i", chain_id="c", driver="overlay", path="/bin/sh",
+        args=[], config=ContainerConfig(hostname="h"), host_config=HostConfig(shm_size=64, cgroupns_mode="host"),
+    )  # fmt: skip
+    facts = msgspec.structs.replace(FACTS, open_files=(1024, 4096))
+
+    def limits(*ulimits: tuple[str, int, int]) -> Any:
+        sources = specgen.Sources(
+            rootfs="/r", user=ExecUser(home="/root"), cgroup_path="/sampan/x", ulimits=ulimits
+        )
+        spec: Any = specgen.generate(record, sources, facts)
+        return [(r["type"], r["soft"], r["hard"]) for r in spec["process"]["rlimits"]]
+
+    assert limits() == [("RLIMIT_NOFILE", 1024, 4096)]
+    assert limits(("nofile", 5, 6)) == [("RLIMIT_NOFILE", 5, 6)]
+    assert limits(("core", 0, 0)) == [("RLIMIT_CORE", 0, 0), ("RLIMIT_NOFILE", 1024, 4096)]
+
+
 def test_every_namespace_by_default_but_cgroup_under_v1() -> None:
     kinds = {n["type"] for n in spec_of()["linux"]["namespaces"]}
     assert kinds == {"mount", "network", "uts", "pid", "ipc"}
