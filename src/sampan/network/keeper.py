@@ -372,6 +372,7 @@ class Keeper:
     def __init__(self, listener: _socket.socket) -> None:
         self.loop = Loop()
         self.listener = listener
+        self._place = _inode(listener.getsockname())
         self.controls: set[Control] = set()
         self.zones: dict[str, dns.Zone] = {}
         self.names: dict[str, Names] = {}
@@ -469,8 +470,13 @@ class Keeper:
         """Nothing held, nobody connected."""
         return not (self.names or self.ports or self.controls)
 
+    @property
+    def forsaken(self) -> bool:
+        """No daemon is connected and none can come: the socket's file is gone, or another keeper's."""
+        return not self.controls and _inode(self.listener.getsockname()) != self._place
+
     def run(self) -> None:
-        """Serve until idle for a while."""
+        """Serve until idle for a while, or out of reach."""
         idle_since = time.monotonic()
         while True:
             busy = self.pending or self.loop.tickers
@@ -484,6 +490,17 @@ class Keeper:
                 idle_since = now
             elif now - idle_since > 5.0:
                 return
+            if self.forsaken:
+                return
+
+
+def _inode(path: str) -> tuple[int, int]:
+    """Which file this is; (0, 0) where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return 0, 0
+    return stat.st_dev, stat.st_ino
 
 
 def listen(path: str) -> _socket.socket:
@@ -511,7 +528,8 @@ def main(arguments: list[str]) -> None:
     os.close(ready)
     keeper = Keeper(listener)
     keeper.run()
-    os.unlink(run + "/keeper.sock")
+    if not keeper.forsaken:
+        os.unlink(run + "/keeper.sock")
 
 
 if __name__ == "__main__":
