@@ -35,6 +35,7 @@ else:
     import _signal
 
 READY_FD = 3  # starting.py dup'ed the write end of its pipe there
+FORSAKEN_CHECK_S = 30.0
 
 
 def main(run_dir: str, identity: str) -> NoReturn:
@@ -75,10 +76,16 @@ class Launcher:
         self._path = f"{run_dir}/{protocol.LAUNCHER_SOCKET}"
         self._listener = listen(self._path)
         self._listener.setblocking(False)
+        self._place = _inode(self._path)
         self._engines: dict[int, Channel] = {}
         # Ended shims vanish by themselves: nobody asks for their status (waitpid(2), SA_NOCLDWAIT).
         _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
         self.loop.watch(self._listener.fileno(), POLLIN, self._accept)
+        self.loop.later(FORSAKEN_CHECK_S, self._look_around)
+
+    def close(self) -> None:
+        """Let go of the listening socket; its file stays."""
+        self._listener.close()
 
     def _accept(self, _revents: int) -> None:
         try:
@@ -116,6 +123,16 @@ class Launcher:
         self.loop.unwatch(fd)
         self._engines.pop(fd, None)
         engine.close()
+        self._end_if_forsaken()
+
+    def _look_around(self) -> None:
+        self.loop.later(FORSAKEN_CHECK_S, self._look_around)
+        self._end_if_forsaken()
+
+    def _end_if_forsaken(self) -> None:
+        """No engine is connected and none can come: the socket's file is gone, or another launcher's."""
+        if not self._engines and _inode(self._path) != self._place:
+            self.loop.stop()
 
     def _spawn(self, control: int) -> None:
         """The engine learns of a failure by end of file on the control socket."""
@@ -144,3 +161,12 @@ class Launcher:
         except FileNotFoundError:
             pass
         self.loop.stop()
+
+
+def _inode(path: str) -> tuple[int, int]:
+    """Which file this is; (0, 0) where there is none."""
+    try:
+        stat = posix.stat(path)
+    except OSError:
+        return 0, 0
+    return stat.st_dev, stat.st_ino
