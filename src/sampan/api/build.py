@@ -13,8 +13,10 @@ from sampan.api.call import Call, header_json
 from sampan.api.progress import Report, progress_stream
 from sampan.api.router import Route, post
 from sampan.api.transfers import receive
+from sampan.build.builder import Builder
 from sampan.build.prune import prune
-from sampan.build.verb import Builder, BuildRequest, build
+from sampan.build.request import BuildRequest, CacheOption
+from sampan.build.verb import Sent, build
 from sampan.errors import InvalidArgument
 from sampan.spec.engine.container import HostConfig, Ulimit
 
@@ -49,10 +51,11 @@ def routes(builder: Builder) -> tuple[Route, ...]:
 
 async def _build(builder: Builder, call: Call) -> None:
     request = build_request(call)
+    sent = Sent(secrets=_secrets(call), auths=_auths(call))
     async with receive(call.request.body) as source:
 
         async def verb(report: Report) -> None:
-            await build(builder, request, source, report)
+            await build(builder, request, sent, source, report)
 
         await progress_stream(call, verb)
 
@@ -66,25 +69,27 @@ def build_request(call: Call) -> BuildRequest:
         )
     arguments = _json(call, "buildargs")
     return BuildRequest(
-        dockerfile=call.text("dockerfile", "Dockerfile"),
+        dockerfile=call.text("dockerfile") or "Dockerfile",
         remote=call.text("remote"),
         tags=tuple(tag for tag in call.many("t") if tag),
         args={key: value for key, value in arguments.items() if isinstance(value, str)},
         labels={key: str(value) for key, value in _json(call, "labels").items()},
         target=call.text("target"),
-        platform=call.text("platform"),
+        platforms=_words(call.text("platform")),
         network=call.text("networkmode"),
         quiet=call.flag("q"),
         no_cache=call.flag("nocache"),
-        no_cache_stages=tuple(name for name in call.text("nocachefilter").split(",") if name),
+        no_cache_stages=_words(call.text("nocachefilter")),
         pull=call.flag("pull"),
         remove=call.flag("rm", default=True),
         host=_host_config(call),
-        secrets=_secrets(call),
         allow=frozenset(call.many("allow")),
-        auths=_auths(call),
-        cache_from=_cache_from(call),
+        cache_from=tuple(CacheOption(type="registry", attrs={"ref": n}) for n in _cache_from(call)),
     )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
 
 
 def _cache_from(call: Call) -> tuple[str, ...]:

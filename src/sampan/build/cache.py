@@ -26,11 +26,10 @@ from sampan.errors import Conflict, NotFound
 from sampan.storage.snapshots import Snapshotter
 from sampan.storage.tree import open_directory, remove_tree, size_of
 from sampan.store import Store
-from sampan.units import rfc3339nano
 
 KIND = "build-cache"
 MOUNT_KIND = "build-mount"
-MADE_KIND = "build-made"
+MOST_MET = 10_000
 
 
 class LayerFact(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +76,7 @@ class BuildCache:
         self._lock = threading.Lock()
         self._busy: dict[str, int] = {}
         self._pinned: dict[str, int] = {}
+        self._met: dict[str, None] = {}  # insertion-ordered
 
     # -- layers
 
@@ -95,7 +95,10 @@ class BuildCache:
     def put(self, key: str, record: CacheRecord) -> None:
         """Remember."""
         now = time.time_ns()
-        self.store.put(KIND, key, msgspec.structs.replace(record, created_ns=now, used_ns=now))
+        kept = msgspec.structs.replace(
+            record, created_ns=record.created_ns or now, used_ns=record.used_ns or now
+        )
+        self.store.put(KIND, key, kept)
 
     def records(self) -> list[tuple[str, CacheRecord]]:
         """All that is remembered."""
@@ -141,20 +144,13 @@ class BuildCache:
             freed += record.bytes
         return freed
 
-    def first_made(self, fingerprint: str) -> str:
-        """When an image with this content was made first, as RFC 3339; now, for a new one."""
-        known = self.store.get_raw(MADE_KIND, fingerprint)
-        if known is not None:
-            return known.decode()
-        now = rfc3339nano(time.time_ns())
-        self.store.put(MADE_KIND, fingerprint, now.encode())
-        return now
-
     def is_known(self, identity: str) -> bool:
         """Whether an image of a step that only changes the configuration was met before; it is from now on."""
-        known = self.store.get_raw(MADE_KIND, identity) is not None
-        if not known:
-            self.store.put(MADE_KIND, identity, b"1")
+        with self._lock:
+            known = identity in self._met
+            self._met[identity] = None
+            while len(self._met) > MOST_MET:
+                del self._met[next(iter(self._met))]
         return known
 
     # -- cache mounts

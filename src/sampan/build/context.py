@@ -14,12 +14,12 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sampan.build.ignore import Matcher, read_patterns
-from sampan.errors import InvalidArgument, NotFound
+from sampan.build.ignore import Matcher
+from sampan.errors import InvalidArgument
 from sampan.storage import decompress, layers
 from sampan.storage.access import read_small
 from sampan.storage.extract import Rules, Whiteouts
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from sampan.storage.tar import Readable
 
 MAX_DOCKERFILE = 4 << 20
-Excluded = Callable[[str, bool], bool] | None
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 CONTEXT_RULES = Rules(whiteouts=Whiteouts.PLAIN, owner=(0, 0), devices=False, touch_root=False)
 
@@ -41,8 +40,6 @@ class Context:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.fd = os.open(path, _DIRECTORY)
-        self.ignored = Matcher([])
-        self._digests: dict[str, bytes] = {}
 
     @classmethod
     def new(cls, parent: Path) -> Context:
@@ -67,49 +64,35 @@ class Context:
         """A file of the context; None where there is no regular file of that name inside."""
         return read_small(self.fd, name, limit)
 
-    def receive(self, stream: Readable, dockerfile: str) -> None:
-        """Blocking: take a tar, or a single Dockerfile where it is no tar."""
+    def receive(self, stream: Readable, dockerfile: str) -> bool:
+        """Blocking: take a tar (True), or a single Dockerfile where it is no tar."""
         plain = _Peek(decompress.open_stream(stream))
         head = plain.peek(512)
         if looks_like_tar(head):
             layers.apply(plain, self.fd, rules=CONTEXT_RULES)
-            return
+            return True
         data = plain.read_all(MAX_DOCKERFILE)
         target = os.open(
             dockerfile_name(dockerfile), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=self.fd
         )
         with os.fdopen(target, "wb") as file:
             file.write(data)
+        return False
 
-    def apply_ignore_file(self, dockerfile: str) -> None:
-        """Delete what is left out. The Dockerfile and the ignore file themselves may be left out for COPY, yet are read."""
-        data = self.read(dockerfile + ".dockerignore")
-        if data is None:
-            data = self.read(".dockerignore")
-        if data is None:
-            return
-        self.ignored = Matcher(read_patterns(data))
-        kept_for_us = {
-            dockerfile.lstrip("/"),
-            ".dockerignore",
-            dockerfile.lstrip("/") + ".dockerignore",
-        }
+    def leave_out(self, patterns: Sequence[str]) -> None:
+        """Delete what the ignore file's patterns leave out."""
+        ignored = Matcher(list(patterns))
         with Walker(self.fd, leave=True) as walker:
             for step in walker:
                 path = os.fsdecode(step.path)
                 if step.leaving:
-                    if self.ignored.ignores(path):
+                    if ignored.ignores(path):
                         _remove_empty(step.directory, step.name)
-                elif step.child >= 0 and self.ignored.ignores_all_below(path):
-                    if not any(kept.startswith(path + "/") for kept in kept_for_us):
-                        walker.prune()
-                        remove_tree(step.name, step.directory)
-                elif step.child < 0 and self.ignored.ignores(path) and path not in kept_for_us:
+                elif step.child >= 0 and ignored.ignores_all_below(path):
+                    walker.prune()
+                    remove_tree(step.name, step.directory)
+                elif step.child < 0 and ignored.ignores(path):
                     os.unlink(step.name, dir_fd=step.directory)
-
-    def is_left_out(self, path: str) -> bool:
-        """For COPY: the Dockerfile is in the directory, but the ignore file may leave it out."""
-        return self.ignored.ignores(path)
 
 
 def _remove_empty(directory: int, name: bytes) -> None:
@@ -154,9 +137,9 @@ def dockerfile_name(text: str) -> str:
 
 
 def content_digest(
-    root: int, selected: list[Selected], exclusion: Callable[[str], Excluded]
+    root: int, selected: list[Selected], exclude: Callable[[str, bool], bool] | None
 ) -> bytes:
-    """SHA-256 over every chosen entry and all below it, in order. `exclusion`: for a directory, what to pass over."""
+    """SHA-256 over every chosen entry and all below it, in order. `exclude`: what of a directory to pass over."""
     total = hashlib.sha256()
     for each in selected:
         fd = real_path(root, each.path)
@@ -166,7 +149,7 @@ def content_digest(
             name = b"" if each.is_directory else os.fsencode(each.path.rpartition("/")[2])
             _add(total, name, info, fd)
             if each.is_directory:
-                _add_tree(total, fd, exclusion(each.path))
+                _add_tree(total, fd, exclude)
         finally:
             os.close(fd)
     return total.digest()
@@ -216,12 +199,3 @@ def looks_like_tar(head: bytes) -> bool:
     if not field or any(c not in b"01234567" for c in field):
         return False
     return int(field, 8) == sum(head[:148]) + 8 * 32 + sum(head[156:512])
-
-
-def missing(path: str) -> NotFound:
-    """Docker's words for a source that is not there."""
-    shown = path.lstrip("/") or "/"
-    return NotFound(
-        "COPY failed: file not found in build context or excluded by .dockerignore: "
-        f"stat {shown}: file does not exist"
-    )

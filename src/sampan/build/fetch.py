@@ -52,11 +52,22 @@ def file_name(url: str) -> str:
     return name[:255]
 
 
+def _names(kind: str, what: str, host: str) -> tuple[str, ...]:
+    return f"{kind}_AUTH_{what}_{host}", f"{kind}_AUTH_{what}.{host}", f"{kind}_AUTH_{what}"
+
+
+def secret_names(source: HttpSource | GitSource) -> tuple[str, ...]:
+    """The secrets that may open a source, the most particular first."""
+    kind = "HTTP" if isinstance(source, HttpSource) else "GIT"
+    host = urlsplit(source.url).hostname or ""
+    return (*_names(kind, "HEADER", host), *_names(kind, "TOKEN", host))
+
+
 def _token(secrets: dict[str, bytes], kind: str, host: str) -> str:
-    for name in (f"{kind}_AUTH_HEADER_{host}", f"{kind}_AUTH_HEADER.{host}", f"{kind}_AUTH_HEADER"):
+    for name in _names(kind, "HEADER", host):
         if name in secrets:
             return secrets[name].decode().strip()
-    for name in (f"{kind}_AUTH_TOKEN_{host}", f"{kind}_AUTH_TOKEN.{host}", f"{kind}_AUTH_TOKEN"):
+    for name in _names(kind, "TOKEN", host):
         if name in secrets:
             token = secrets[name].decode().strip()
             if kind == "HTTP":

@@ -12,8 +12,9 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sampan.build.context import content_digest, looks_like_tar, missing
-from sampan.build.graph import Copy, CopyItem, InlineSource
+from sampan.build.context import content_digest, looks_like_tar
+from sampan.build.failures import SourceMissing
+from sampan.build.graph import Copy, CopyItem, InlineSource, Workdir
 from sampan.build.ignore import Matcher
 from sampan.build.modes import mode_changer
 from sampan.engine import users
@@ -38,11 +39,9 @@ HIGHEST_ID = (1 << 31) - 1
 
 
 class SourceRoot(NamedTuple):
-    """Where an item's files are: an open root, and what of it does not count."""
+    """Where an item's files are: an open root."""
 
     fd: int
-    left_out: Callable[[str], bool] | None = None
-    fixed_mtime_ns: int | None = None
 
 
 def resolve_owner(text: str, root: int) -> tuple[int, int] | None:
@@ -74,16 +73,9 @@ def chosen(item: CopyItem, root: SourceRoot) -> list[Selected]:
     if item.parents:
         return _chosen_with_parents(item, root)
     try:
-        found = select(root.fd, item.path)
+        return select(root.fd, item.path)
     except NotFound:
-        raise missing(item.path) from None
-    if root.left_out is not None:
-        if not has_wildcard(item.path) and found[0].path and root.left_out(found[0].path):
-            if not found[0].is_directory:
-                raise missing(item.path)
-        else:
-            found = [each for each in found if not each.path or not root.left_out(each.path)]
-    return found
+        raise SourceMissing(item.path) from None
 
 
 def _chosen_with_parents(item: CopyItem, root: SourceRoot) -> list[Selected]:
@@ -93,7 +85,7 @@ def _chosen_with_parents(item: CopyItem, root: SourceRoot) -> list[Selected]:
     front = posixpath.normpath("/" + base).lstrip("/")
     names = _expand_stars(root.fd, front, posixpath.normpath("/" + pattern).lstrip("/"))
     if not names and not has_wildcard(item.path):
-        raise missing(item.path)
+        raise SourceMissing(item.path)
     return names
 
 
@@ -124,23 +116,17 @@ def _expand_stars(root: int, front: str, pattern: str) -> list[Selected]:
 
 def item_digest(item: CopyItem, root: SourceRoot, exclude: tuple[str, ...]) -> bytes:
     """What the chosen files' content is, for the cache key."""
-    return content_digest(root.fd, chosen(item, root), lambda base: _exclusion(exclude, root, base))
+    return content_digest(root.fd, chosen(item, root), _exclusion(exclude))
 
 
-def _exclusion(
-    patterns: tuple[str, ...], root: SourceRoot, base: str
-) -> Callable[[str, bool], bool] | None:
-    """What of the directory `base` is passed over: --exclude counts from it, the ignore file from the context."""
-    matcher = Matcher(list(patterns)) if patterns else None
-    left_out = root.left_out
-    if matcher is None and left_out is None:
+def _exclusion(patterns: tuple[str, ...]) -> Callable[[str, bool], bool] | None:
+    """What of a directory is passed over: --exclude counts from it."""
+    if not patterns:
         return None
+    matcher = Matcher(list(patterns))
 
     def excluded(path: str, is_directory: bool) -> bool:
-        if matcher is not None and matcher.ignores(path):
-            return not (is_directory and matcher.has_negations)
-        # What is left out was deleted from the context, but for the Dockerfile and the ignore file themselves.
-        return left_out is not None and not is_directory and left_out(posixpath.join(base, path))
+        return matcher.ignores(path) and not (is_directory and matcher.has_negations)
 
     return excluded
 
@@ -202,7 +188,7 @@ def _one(
     fd = real_path(root.fd, each.path)
     try:
         if each.is_directory:
-            exclude = _exclusion(operation.exclude, root, each.path)
+            exclude = _exclusion(operation.exclude)
             transfer.contents(fd, destination.rstrip("/") or "/", exclude=exclude)
             return
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -257,8 +243,9 @@ def _unpack(
     return True
 
 
-def make_workdir(path: str, user: str, target_root: int) -> None:
+def make_workdir(operation: Workdir, target_root: int) -> None:
     """The directory with its parents, new ones owned by the user."""
-    owner = resolve_owner(user, target_root) if user else None
-    with Transfer(target_root, TransferRules(owner=owner)) as transfer:
-        os.close(transfer.directory(path))
+    owner = resolve_owner(operation.user, target_root) if operation.user else None
+    stamp = operation.epoch_ns if operation.epoch_ns >= 0 else None
+    with Transfer(target_root, TransferRules(owner=owner, created_ns=stamp)) as transfer:
+        os.close(transfer.directory(operation.path))

@@ -18,19 +18,21 @@ from typing import Any
 
 import msgspec
 
-from sampan.spec.image import History, RunConfig
+from sampan.spec.image import History, Platform, RunConfig
 
 
 class Label:
     """What people see of a step. All labels are equal, so that they do not tell equal operations apart."""
 
-    __slots__ = ("end", "name", "number", "stage", "start", "total")
+    __slots__ = ("end", "is_trigger", "name", "number", "platform", "stage", "start", "total")
 
     def __init__(
         self,
         name: str = "",
         *,
         stage: str = "",
+        platform: str = "",
+        is_trigger: bool = False,
         start: int = 0,
         end: int = 0,
         number: int = 0,
@@ -38,6 +40,8 @@ class Label:
     ) -> None:
         self.name = name
         self.stage = stage
+        self.platform = platform
+        self.is_trigger = is_trigger
         self.start = start
         self.end = end
         self.number = number
@@ -55,11 +59,21 @@ class Label:
     @property
     def title(self) -> str:
         """`[build 2/5] RUN make`, as build logs show it."""
+        return self._titled(self.name)
+
+    @property
+    def link_title(self) -> str:
+        """The same of the second half of a COPY --link: laying the layer onto the others."""
+        return self._titled("LINK " + self.name)
+
+    def _titled(self, name: str) -> str:
         if not self.total:
-            return self.name
+            return name
         width = len(str(self.total))
-        stage = f"{self.stage} " if self.stage else ""
-        return f"[{stage}{self.number:>{width}}/{self.total}] {self.name}"
+        front = f"{self.platform} " if self.platform else ""
+        front += f"{self.stage} " if self.stage else ""
+        trigger = "ONBUILD " if self.is_trigger else ""
+        return f"[{front}{self.number:>{width}}/{self.total}] {trigger}{name}"
 
 
 class Scratch(msgspec.Struct, frozen=True, tag=True):
@@ -71,6 +85,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     image_id: str
     reference: str
+    label: Label = msgspec.field(default_factory=Label)
 
 
 class ContextSource(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -151,9 +166,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     mounts: tuple[RunMount, ...] = ()
     network: str = "default"
     security: str = "sandbox"
-    script: tuple[str, str] | None = (
-        None  # name and content of a here-document that is run by itself
-    )
+    script: tuple[str, str] | None = None  # a here-document that is run by itself: name, content
+    hostname: str = ""
     proxy: tuple[str, ...] = ()  # set while it runs, no part of the cache key
     no_cache: bool = False
     label: Label = msgspec.field(default_factory=Label)
@@ -174,11 +188,12 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Workdir(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A directory, with those above it, owned by the user."""
+    """A directory, with those above it, owned by the user. `epoch_ns`: its time, where one was given."""
 
     parent: Operation
     path: str
     user: str = ""
+    epoch_ns: int = -1
     label: Label = msgspec.field(default_factory=Label)
 
 
@@ -208,7 +223,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     history: tuple[History, ...]
     author: str
     lines: tuple[Line, ...]
-    warnings: tuple[str, ...] = ()
+    platform: Platform
 
 
 def parent_of(operation: Operation) -> Operation | None:

@@ -12,7 +12,6 @@ descriptor and only where it is still empty (CVE-2024-23652).
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import posixpath
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from sampan import ids
 from sampan.build.context import Context
-from sampan.build.graph import ContextSource, RunMount, StageSource
+from sampan.build.graph import ContextSource, RunMount
 from sampan.engine.records import MountRecord
 from sampan.errors import InvalidArgument
 from sampan.storage.access import mount_view, unmount_view
@@ -32,7 +31,8 @@ from sampan.storage.tree import open_directory
 
 if TYPE_CHECKING:
     from sampan.build.cache import BuildCache
-    from sampan.build.solve import Solver, Stack
+    from sampan.build.solve import Solver
+    from sampan.build.stack import Stack
 
 SECRETS = "secrets"
 _NOFOLLOW = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -51,10 +51,28 @@ class StepMounts:
 
     async def take(self, mounts: tuple[RunMount, ...], stacks: list[Stack | None]) -> None:
         """Make everything ready. What was taken is given back by `close`, also after a failure."""
+        blocking = self.solver.engine.run_blocking
         for number, (mount, stack) in enumerate(zip(mounts, stacks, strict=True)):
             if mount.type == "cache":
                 await self._lock(mount)
-            await self.solver.engine.run_blocking(self._take_one, number, mount, stack)
+                await blocking(self._cache, mount, stack)
+            elif mount.type == "secret":
+                data = await self.solver.inputs.secret(mount.id)
+                await blocking(self._secret, number, mount, data)
+            elif mount.type == "ssh":
+                self._ssh(
+                    number, mount, await self.solver.inputs.client.ssh_socket(mount.id or "default")
+                )
+            elif mount.type == "tmpfs":
+                options = (f"size={mount.size_bytes}",) if mount.size_bytes else ()
+                self.records.append(
+                    MountRecord(type="tmpfs", destination=mount.target, options=options)
+                )
+            else:
+                context = None
+                if isinstance(mount.source, ContextSource):
+                    context = await self.solver.inputs.context(mount.source.name)
+                await blocking(self._files, mount, stack, context)
 
     async def close(self) -> None:
         """Idempotent."""
@@ -63,20 +81,11 @@ class StepMounts:
 
     # -- by type
 
-    def _take_one(self, number: int, mount: RunMount, stack: Stack | None) -> None:
-        if mount.type == "tmpfs":
-            options = (f"size={mount.size_bytes}",) if mount.size_bytes else ()
-            self.records.append(
-                MountRecord(type="tmpfs", destination=mount.target, options=options)
-            )
-        elif mount.type == "secret":
-            self._secret(number, mount)
-        elif mount.type == "ssh":
-            self._ssh(mount)
-        elif mount.type == "cache":
-            self._bind(str(self._cache_directory(mount, stack)), mount)
-        else:
-            self._bind(self._source_path(mount, stack), mount)
+    def _cache(self, mount: RunMount, stack: Stack | None) -> None:
+        self._bind(str(self._cache_directory(mount, stack)), mount)
+
+    def _files(self, mount: RunMount, stack: Stack | None, context: Context | None) -> None:
+        self._bind(self._source_path(mount, stack, context), mount)
 
     def _bind(self, source: str, mount: RunMount) -> None:
         self.records.append(
@@ -98,14 +107,12 @@ class StepMounts:
             )
         )
 
-    def _source_path(self, mount: RunMount, stack: Stack | None) -> str:
+    def _source_path(self, mount: RunMount, stack: Stack | None, context: Context | None) -> str:
         """A host path of the files; links of the source are followed inside it only."""
-        if isinstance(mount.source, StageSource):
+        if context is None:
             assert stack is not None
             base = self._view(stack)
         else:
-            name = mount.source.name if isinstance(mount.source, ContextSource) else ""
-            context = self.solver.contexts[name]
             base = str(context.path if mount.read_only else self._scratch_copy(context))
         root = open_directory(base)
         try:
@@ -139,7 +146,7 @@ class StepMounts:
     async def _lock(self, mount: RunMount) -> None:
         self.locks.enter_context(self.solver.cache.using(mount.id))
         if mount.sharing == "locked":
-            await self.locks.enter_async_context(self.solver.builder.mount_lock(mount.id))
+            await self.locks.enter_async_context(self.solver.builder.mounts.hold(mount.id))
 
     def _cache_directory(self, mount: RunMount, stack: Stack | None) -> Path:
         cache: BuildCache = self.solver.cache
@@ -171,8 +178,7 @@ class StepMounts:
             os.close(target)
             os.close(root)
 
-    def _secret(self, number: int, mount: RunMount) -> None:
-        data = self.solver.secrets.get(mount.id)
+    def _secret(self, number: int, mount: RunMount, data: bytes | None) -> None:
         if data is None:
             if mount.required:
                 raise InvalidArgument(
@@ -201,8 +207,7 @@ class StepMounts:
             )
         )  # fmt: skip
 
-    def _ssh(self, mount: RunMount) -> None:
-        agent = self.solver.ssh.get(mount.id or "default")
+    def _ssh(self, number: int, mount: RunMount, agent: str | None) -> None:
         if agent is None:
             if mount.required:
                 raise InvalidArgument(
@@ -210,7 +215,9 @@ class StepMounts:
                     hint="forward an agent with --ssh default",
                 )
             return
-        target = mount.target or "/run/buildkit/ssh_agent.0"
+        os.chown(agent, mount.uid or 0, mount.gid or 0)
+        Path(agent).chmod(0o600 if mount.mode is None else mount.mode)
+        target = mount.target or f"/run/buildkit/ssh_agent.{number}"
         self.records.append(
             MountRecord(type="bind", source=agent, destination=target, propagation="rprivate")
         )
@@ -279,8 +286,3 @@ def _remove_empty(parent: int, name: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY, errno.ENOTDIR):
             raise
-
-
-def lock_for(locks: dict[str, asyncio.Lock], name: str) -> asyncio.Lock:
-    """One lock a name."""
-    return locks.setdefault(name, asyncio.Lock())

@@ -1,531 +1,48 @@
-"""From a Dockerfile's program to the graph of operations: scopes, stages, variables, configuration, history. Pure.
+"""From a Dockerfile's program to the graph of operations: which stages, in which order, on which images. Pure.
 
     Program ──Stages──► which stages the target needs, which images they start from   (ask for these first)
             ──plan()──► Outcome: the last operation, the configuration, the history, every line on the way
 
 Scopes of ARG: those before the first FROM are global and serve FROM lines only; a stage sees one when it declares it
-again. A value from the request beats a default. ENV beats ARG. What is predefined (proxies) needs no declaration and
-stays out of history and cache keys.
+again. What instructions do within a stage is `stage.py`'s.
 
-Sources: the Dockerfile reference ("ARG", "Understand how ARG and FROM interact", "ONBUILD"); wording of history
-entries as BuildKit writes them, for tools read it.
+Sources: the Dockerfile reference ("Understand how ARG and FROM interact", "ONBUILD").
 """
 
 from __future__ import annotations
 
-import posixpath
-import re
 from collections.abc import Mapping
 
 import msgspec
 
 from sampan.build import instructions as ins
-from sampan.build.expand import Lexer, expand, go_quote, split
+from sampan.build.expand import go_quote
 from sampan.build.graph import (
     ContextSource,
     Copy,
     CopyItem,
-    GitSource,
-    HttpSource,
     Image,
-    InlineSource,
     Label,
     Line,
-    Operation,
     Outcome,
-    Run,
-    RunMount,
     Scratch,
     StageSource,
-    Workdir,
 )
-from sampan.build.parser import DockerfileError, parse_heredoc
-from sampan.build.run_mounts import MountFlag, mount_of
-from sampan.build.sources import is_http, parse_git
-from sampan.build.stages import At, Base, Request, StageFacts, Stages
-from sampan.errors import InvalidArgument
-from sampan.spec.image import Healthcheck, History, RunConfig
-
-HISTORY_COMMENT = "buildkit.dockerfile.v0"
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-DEFAULT_SHELL = ("/bin/sh", "-c")
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
-NOT_IN_ENVIRONMENT = frozenset(
-    name for proxy in PROXIES for name in (proxy, proxy.lower())
-) | {"SOURCE_DATE_EPOCH"}  # fmt: skip
-SIGNAL = re.compile(r"(SIG)?[A-Z]+[0-9+-]*|[0-9]{1,2}", re.ASCII | re.IGNORECASE)
-
-
-# --- a stage on its way
-
-
-class _Builder:
-    """The state of one stage while its instructions are gone through."""
-
-    def __init__(self, planner: _Planner, facts: StageFacts) -> None:
-        self.planner = planner
-        self.facts = facts
-        self.operation: Operation = Scratch()
-        self.config = RunConfig(env=(f"PATH={DEFAULT_PATH}",), working_dir="/")
-        self.history: tuple[History, ...] = ()
-        self.author = ""
-        self.env: dict[str, str] = {}
-        self.args: dict[str, str | None] = {}
-        self.cmd_is_set = False
-        self.number = 0
-        self.total = 0
-
-    def start_from(self, other: _Builder) -> None:
-        """FROM a stage."""
-        self.operation = other.operation
-        self.config = msgspec.structs.replace(other.config, on_build=None)
-        self.history = other.history
-        self.author = other.author
-        self.args = dict(other.args)
-        self.env = dict(other.env)
-
-    def start_from_image(self, base: Base) -> None:
-        """FROM an image."""
-        document = base.document
-        self.operation = Image(image_id=base.image_id, reference=base.reference)
-        self.config = msgspec.structs.replace(document.config, on_build=None)
-        self.history = document.history
-        self.author = document.author
-
-    def begin(self) -> None:
-        """What the base configuration means for the instructions to come."""
-        env = self.config.env or ()
-        if not any(text.startswith("PATH=") for text in env):
-            env = (*env, f"PATH={DEFAULT_PATH}")
-        self.config = msgspec.structs.replace(self.config, env=env)
-        for text in env:
-            key, _, value = text.partition("=")
-            self.env[key] = value
-
-    # -- small helpers
-
-    def expand(self, word: str) -> str:
-        return expand(word, self.env, escape=self.planner.escape)
-
-    def change(self, **fields: object) -> None:
-        self.config = msgspec.structs.replace(self.config, **fields)
-
-    def commit(self, text: str, *, layer: bool = False, marked: bool = False) -> None:
-        """One history entry."""
-        entry = History(
-            created=self.planner.request.epoch or None,
-            created_by=text + (" # buildkit" if marked else ""),
-            comment=HISTORY_COMMENT,
-            empty_layer=not layer,
-        )
-        self.history = (*self.history, entry)
-
-    def label(self, instruction: ins.Instruction, name: str) -> Label:
-        self.number += 1
-        return Label(
-            name, stage=self.planner.stages.label(self.facts.index), start=instruction.start,
-            end=instruction.end, number=self.number, total=self.total,
-        )  # fmt: skip
-
-    @property
-    def no_cache(self) -> bool:
-        request = self.planner.request
-        return request.no_cache or self.facts.stage.name in request.no_cache_stages
-
-    def absolute(self, path: str) -> str:
-        """A path in the image, the working directory in front of a relative one; a final slash stays."""
-        joined = posixpath.join(self.config.working_dir or "/", path or ".")
-        clean = posixpath.normpath("/" + joined)
-        clean = "/" + clean.lstrip("/")
-        return (
-            clean + "/"
-            if (path.endswith(("/", "/.")) or path in ("", ".")) and clean != "/"
-            else clean
-        )
-
-    def shell_form(self, args: tuple[str, ...]) -> tuple[str, ...]:
-        return (*(self.config.shell or DEFAULT_SHELL), " ".join(args))
-
-    # -- instructions
-
-    def do(self, instruction: ins.Instruction) -> None:
-        method = getattr(self, "_" + type(instruction).__name__.lower())
-        with At(instruction):
-            method(instruction)
-
-    def _env(self, instruction: ins.Env) -> None:
-        text = "ENV"
-        env = list(self.config.env or ())
-        fresh = dict(self.env)  # every value sees what was set before the line
-        for pair in instruction.pairs:
-            key, value = self.expand(pair.key), self.expand(pair.value)
-            text += f" {key}={value}"
-            fresh[key] = value
-            place = next((i for i, old in enumerate(env) if old.partition("=")[0] == key), None)
-            if place is None:
-                env.append(f"{key}={value}")
-            else:
-                env[place] = f"{key}={value}"
-        self.env = fresh
-        self.change(env=tuple(env))
-        self.commit(text)
-
-    def _label(self, instruction: ins.Label) -> None:
-        labels = dict(self.config.labels or {})
-        text = "LABEL"
-        for pair in instruction.pairs:
-            key, value = self.expand(pair.key), self.expand(pair.value)
-            labels[key] = value
-            text += f" {key}={value}"
-        self.change(labels=labels)
-        self.commit(text)
-
-    def _arg(self, instruction: ins.Arg) -> None:
-        given, shared = self.planner.request.args, self.planner.variables
-        texts = []
-        for pair in instruction.pairs:
-            value: str | None
-            if pair.key in given:
-                value = given[pair.key]
-            elif pair.default is not None:
-                value = self.expand(pair.default)
-            else:
-                value = shared.get(pair.key)
-            self.args[pair.key] = value
-            if value is not None and pair.key not in NOT_IN_ENVIRONMENT:
-                self.env[pair.key] = value
-            texts.append(pair.key if value is None else f"{pair.key}={value}")
-        self.commit("ARG " + " ".join(texts))
-
-    def _maintainer(self, instruction: ins.Maintainer) -> None:
-        self.author = instruction.maintainer
-        self.commit(f"MAINTAINER {instruction.maintainer}")
-
-    def _workdir(self, instruction: ins.Workdir) -> None:
-        path = self.expand(instruction.path)
-        joined = posixpath.normpath("/" + posixpath.join(self.config.working_dir or "/", path))
-        target = "/" + joined.lstrip("/")
-        self.change(working_dir=target)
-        if target != "/":
-            self.operation = Workdir(
-                parent=self.operation, path=target, user=self.config.user,
-                label=self.label(instruction, f"WORKDIR {path}"),
-            )  # fmt: skip
-        self.commit(f"WORKDIR {target}", layer=target != "/")
-
-    def _user(self, instruction: ins.User) -> None:
-        user = self.expand(instruction.user)
-        self.change(user=user)
-        self.commit(f"USER {user}")
-
-    def _volume(self, instruction: ins.Volume) -> None:
-        volumes = dict(self.config.volumes or {})
-        paths = [self.expand(path) for path in instruction.paths]
-        if not all(paths):
-            raise DockerfileError("VOLUME specified can not be an empty string")
-        volumes |= {path: {} for path in paths}
-        self.change(volumes=volumes)
-        self.commit(f"VOLUME [{' '.join(paths)}]")
-
-    def _expose(self, instruction: ins.Expose) -> None:
-        words = [
-            port
-            for text in instruction.ports
-            for port in split(text, self.env, escape=self.planner.escape)
-        ]
-        ports = [port for word in words for port in exposed_ports(word)]
-        self.change(exposed_ports={**(self.config.exposed_ports or {}), **{p: {} for p in ports}})
-        self.commit(f"EXPOSE [{' '.join(ports)}]")
-
-    def _stopsignal(self, instruction: ins.Stopsignal) -> None:
-        signal = self.expand(instruction.signal)
-        if not SIGNAL.fullmatch(signal):
-            raise DockerfileError(f"invalid signal: {signal}")
-        self.change(stop_signal=signal)
-        self.commit(f"STOPSIGNAL {signal}")
-
-    def _shell(self, instruction: ins.Shell) -> None:
-        self.change(shell=instruction.shell)
-        self.commit(f"SHELL [{' '.join(instruction.shell)}]")
-
-    def _onbuild(self, instruction: ins.Onbuild) -> None:
-        self.change(on_build=(*(self.config.on_build or ()), instruction.expression))
-
-    def _cmd(self, instruction: ins.Cmd) -> None:
-        args = self.shell_form(instruction.args) if instruction.shell else instruction.args
-        self.cmd_is_set = True
-        self.change(cmd=args, args_escaped=True)
-        self.commit(f"CMD {_quoted(args)}")
-
-    def _entrypoint(self, instruction: ins.Entrypoint) -> None:
-        args = self.shell_form(instruction.args) if instruction.shell else instruction.args
-        self.change(entrypoint=args or None)
-        if not self.cmd_is_set:
-            self.change(cmd=None)
-        self.commit(f"ENTRYPOINT {_quoted(args)}")
-
-    def _healthcheck(self, instruction: ins.Healthcheck) -> None:
-        health = instruction.health
-        self.change(
-            healthcheck=Healthcheck(
-                test=health.test, interval=health.interval_ns, timeout=health.timeout_ns,
-                start_period=health.start_period_ns, start_interval=health.start_interval_ns,
-                retries=health.retries,
-            )
-        )  # fmt: skip
-        self.commit(f"HEALTHCHECK {_shown_health(health)}")
-
-    # -- instructions that make layers
-
-    def _run(self, instruction: ins.Run) -> None:
-        self._check_entitlements(instruction)
-        args, script, title = instruction.args, None, instruction.source
-        if instruction.files:
-            args, script, title = _with_documents(instruction)
-        if instruction.shell:
-            args = self.shell_form(args)
-        lexer = Lexer(
-            self._shown_environment(instruction),
-            escape=self.planner.escape,
-            keep_quotes=True,
-            keep_unset=True,
-        )
-        network = instruction.network
-        if network == "default":
-            network = self.planner.request.network
-        self.operation = Run(
-            parent=self.operation, args=args, cwd=self.config.working_dir or "/", user=self.config.user,
-            env=tuple(f"{key}={value}" for key, value in self.env.items()),
-            mounts=tuple(self._mount(flag) for flag in instruction.mounts),
-            network=network, security=instruction.security, script=script, proxy=self._proxies(),
-            no_cache=self.no_cache, label=self.label(instruction, _upper(_shown(lexer, title))),
-        )  # fmt: skip
-        self.commit("RUN " + self._command_text(args), layer=True, marked=True)
-
-    def _check_entitlements(self, instruction: ins.Run) -> None:
-        allow = self.planner.request.allow
-        if instruction.network == "host" and "network.host" not in allow:
-            raise DockerfileError(
-                "granting entitlement network.host is not allowed by build daemon configuration",
-                hint="allow it for this build with --allow network.host",
-            )
-        if instruction.security == "insecure" and "security.insecure" not in allow:
-            raise DockerfileError(
-                "granting entitlement security.insecure is not allowed by build daemon configuration",
-                hint="allow it for this build with --allow security.insecure",
-            )
-
-    def _shown_environment(self, instruction: ins.Run) -> dict[str, str]:
-        """The environment for a title: variables that hold secrets are masked."""
-        hidden = {}
-        for flag in instruction.mounts:
-            for field in flag.text.split(","):
-                if field.startswith("env="):
-                    hidden[field[4:]] = "****"
-        return self.env | hidden
-
-    def _proxies(self) -> tuple[str, ...]:
-        given = self.planner.request.args
-        names = [name for proxy in PROXIES for name in (proxy, proxy.lower())]
-        return tuple(f"{name}={given[name]}" for name in names if name in given)
-
-    def _command_text(self, args: tuple[str, ...]) -> str:
-        """The command with the build arguments it saw, as history and the cache of older builders have it."""
-        seen = {}
-        for key, value in self.args.items():
-            seen[key] = self.env.get(key, value or "")
-        words = [f"{key}={value}" for key, value in seen.items()]
-        front = [f"|{len(words)}", *words] if words else []
-        return " ".join([*front, *args])
-
-    def _mount(self, flag: MountFlag) -> RunMount:
-        mount = mount_of(flag, self.expand)
-        target = mount.target
-        if mount.type in ("secret", "ssh"):
-            return RunMount(
-                type=mount.type, target=target, id=mount.source or mount.id or _base(target),
-                required=mount.required, env=mount.env, mode=mount.mode, uid=mount.uid, gid=mount.gid,
-            )  # fmt: skip
-        if not target:
-            raise DockerfileError(f"mount target is required for {mount.type} mounts")
-        target = posixpath.normpath(posixpath.join("/", self.config.working_dir, target))
-        if target == "/":
-            raise DockerfileError('invalid mount target "/"')
-        source: ContextSource | StageSource | None = None
-        if mount.from_:
-            source = self.planner.files_of(mount.from_, self.facts.index, what="mount")
-        elif mount.type == "bind":
-            source = ContextSource()
-        return RunMount(
-            type=mount.type, target=target, source=source, path=posixpath.normpath("/" + mount.source),
-            read_only=mount.read_only, size_bytes=mount.size_bytes,
-            id=mount.id or (posixpath.normpath(target) if mount.type == "cache" else ""),
-            sharing=mount.sharing or "shared", mode=mount.mode, uid=mount.uid, gid=mount.gid,
-        )  # fmt: skip
-
-    def _copy(self, instruction: ins.Copy) -> None:
-        source: ContextSource | StageSource = ContextSource()
-        if instruction.from_:
-            source = self.planner.files_of(instruction.from_, self.facts.index, what="copy")
-        items, shown = [], []
-        for word in instruction.sources:
-            path = self.expand(word)
-            if is_http(path) or parse_git(path) is not None:
-                kind = "URL" if is_http(path) else "git ref"
-                raise DockerfileError(f"source can't be a {kind} for COPY")
-            items.append(CopyItem(source=source, path=path, parents=instruction.parents))
-            shown.append(path)
-        self._copy_like(instruction, items, shown, parents=instruction.parents)
-
-    def _add(self, instruction: ins.Add) -> None:
-        items, shown = [], []
-        checksum = self.expand(instruction.checksum)
-        if checksum and len(instruction.sources) != 1:
-            raise DockerfileError("checksum can't be specified for multiple sources")
-        for word in instruction.sources:
-            path = self.expand(word)
-            shown.append(path)
-            items.append(self._added(instruction, path, checksum))
-        self._copy_like(instruction, items, shown)
-
-    def _added(self, instruction: ins.Add, path: str, checksum: str) -> CopyItem:
-        git = parse_git(path)
-        if git is not None:
-            return CopyItem(
-                source=GitSource(
-                    url=git.url, ref=git.ref, subdir=git.subdir, checksum=checksum or git.checksum,
-                    keep_git_dir=bool(instruction.keep_git_dir or git.keep_git_dir), submodules=git.submodules,
-                )
-            )  # fmt: skip
-        if is_http(path):
-            return CopyItem(
-                source=HttpSource(url=path, checksum=checksum), unpack=bool(instruction.unpack)
-            )
-        if checksum:
-            raise DockerfileError("checksum requires HTTP(S) or Git sources")
-        unpack = True if instruction.unpack is None else instruction.unpack
-        return CopyItem(source=ContextSource(), path=path, unpack=unpack)
-
-    def _copy_like(
-        self,
-        instruction: ins.Copy | ins.Add,
-        items: list[CopyItem],
-        shown: list[str],
-        *,
-        parents: bool = False,
-    ) -> None:
-        chown, chmod = self.expand(instruction.chown), self.expand(instruction.chmod)
-        check_mode(chmod)
-        destination = self.expand(instruction.destination)
-        raw = Lexer(self.env, ignore_quotes=True)
-        for inline in instruction.inline:
-            data = raw.run(inline.data).text if inline.expand else inline.data
-            items.append(CopyItem(source=InlineSource(path=inline.path, data=data)))
-            shown.append("<<" + inline.path)
-        words = [instruction.name]
-        words += ["--parents"] if parents else []
-        words += [f"--chown={chown}"] if chown else []
-        words += [f"--chmod={chmod}"] if chmod else []
-        text = " ".join([*words, *shown, destination])
-        self.operation = Copy(
-            parent=self.operation, items=tuple(items), destination=self.absolute(destination), chown=chown,
-            chmod=chmod, exclude=tuple(self.expand(e) for e in instruction.exclude), link=instruction.link,
-            no_cache=self.no_cache,
-            label=self.label(instruction, _upper(_shown(Lexer(self.env), instruction.source))),
-        )  # fmt: skip
-        self.commit(text, layer=True, marked=True)
-
-
-def _upper(text: str) -> str:
-    word, blank, rest = text.partition(" ")
-    return word.upper() + blank + rest
-
-
-def _shown(lexer: Lexer, text: str) -> str:
-    try:
-        return lexer.run(text).text
-    except InvalidArgument:
-        return text
-
-
-def _quoted(args: tuple[str, ...]) -> str:
-    return "[" + " ".join(go_quote(arg) for arg in args) + "]"
-
-
-def _base(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2]
-
-
-def _shown_health(health: ins.Health) -> str:
-    """As Go prints the structure with its field names."""
-    from sampan.units import format_duration
-
-    times = (
-        ("Interval", health.interval_ns),
-        ("Timeout", health.timeout_ns),
-        ("StartPeriod", health.start_period_ns),
-        ("StartInterval", health.start_interval_ns),
-    )
-    shown = " ".join(f"{name}:{format_duration(value)}" for name, value in times)
-    return f"{{Test:[{' '.join(health.test)}] {shown} Retries:{health.retries}}}"
-
-
-def _with_documents(instruction: ins.Run) -> tuple[tuple[str, ...], tuple[str, str] | None, str]:
-    """(arguments, a script to run by itself, the title) of a RUN with here-documents."""
-    if len(instruction.args) != 1 or not instruction.shell:
-        raise DockerfileError(f"parsing produced an invalid run command: {list(instruction.args)}")
-    first = instruction.files[0]
-    if parse_heredoc(instruction.args[0]) is None:
-        whole = instruction.args[0]
-        for document in instruction.files:
-            whole += f"\n{document.content}{document.name}"
-        return (whole,), None, instruction.source
-    summary = first.content.strip().replace("\r\n", "\n").split("\n")
-    title = f"{instruction.source} ({summary[0]}{'...' if len(summary) > 1 else ''})"
-    if first.text.startswith("#!"):
-        return (f"/dev/pipes/{first.name}",), (first.name, first.text), title
-    return (first.text,), None, title
-
-
-MODE_WORDS = re.compile(
-    r"[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*", re.ASCII
+from sampan.build.parser import DockerfileError
+from sampan.build.stage import StageBuilder
+from sampan.build.stages import (
+    At,
+    Base,
+    ImageName,
+    NamedContext,
+    Request,
+    StageFacts,
+    Stages,
+    format_platform,
 )
 
 
-def check_mode(text: str) -> None:
-    """--chmod: octal up to 07777, or symbolic. Raises DockerfileError."""
-    if not text or MODE_WORDS.fullmatch(text):
-        return
-    if re.fullmatch(r"[0-7]{1,6}", text, re.ASCII) and int(text, 8) <= 0o7777:
-        return
-    raise DockerfileError(
-        f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"
-    )
-
-
-def exposed_ports(word: str) -> list[str]:
-    """`80`, `80/UDP`, `80-82/tcp` as the configuration keeps them. Raises DockerfileError."""
-    numbers, _, protocol = word.rpartition(":")[2].partition("/")
-    if not numbers:
-        raise DockerfileError(f"invalid port: {go_quote(word)}: no port specified")
-    protocol = (protocol or "tcp").lower()
-    if protocol not in ("tcp", "udp", "sctp"):
-        raise DockerfileError(f"invalid port: {go_quote(word)}: invalid proto: {protocol}")
-    first, dash, last = numbers.partition("-")
-    found = []
-    for text in (first, last if dash else first):
-        if not re.fullmatch(r"[0-9]{1,5}", text, re.ASCII) or int(text) > 65535:
-            raise DockerfileError(f"invalid containerPort: {numbers}")
-        found.append(int(text))
-    if found[1] < found[0]:
-        raise DockerfileError(f"invalid containerPort: {numbers}")
-    return [f"{number}/{protocol}" for number in range(found[0], found[1] + 1)]
-
-
-# --- all stages
-
-
-class _Planner:
+class Planner:
     """Goes through the stages that the target needs, in the file's order."""
 
     def __init__(
@@ -533,7 +50,7 @@ class _Planner:
         stages: Stages,
         request: Request,
         variables: Mapping[str, str],
-        bases: Mapping[str, Base],
+        bases: Mapping[ImageName, Base],
         escape: str,
     ) -> None:
         self.stages = stages
@@ -541,7 +58,7 @@ class _Planner:
         self.variables = variables
         self.bases = bases
         self.escape = escape
-        self.built: dict[int, _Builder] = {}
+        self.built: dict[int, StageBuilder] = {}
         self.lines: list[Line] = []
 
     def files_of(self, name: str, asker: int, *, what: str) -> ContextSource | StageSource:
@@ -558,34 +75,74 @@ class _Planner:
                     f"cannot copy from stage {go_quote(name)}, it needs to be defined before current stage {go_quote(here)}"
                 )
             return StageSource(operation=self.built[index].operation)
-        if name in self.request.contexts:
-            return ContextSource(name=name)
-        if name == "scratch":
-            return StageSource(operation=Scratch())
-        base = self.bases[name]
-        return StageSource(operation=Image(image_id=base.image_id, reference=base.reference))
+        image = self.stages.image_of(name, None)
+        if image is not None:
+            return StageSource(operation=self._image(self.bases[image], Label()))
+        context = self.stages.context_named(name)
+        return ContextSource(name=context.key) if context else StageSource(operation=Scratch())
+
+    @staticmethod
+    def _image(base: Base, label: Label) -> Image:
+        label.name = label.name or f"FROM {base.shown or base.reference}"
+        return Image(image_id=base.image_id, reference=base.reference, label=label)
 
     def build(self, index: int, triggers: tuple[ins.Instruction, ...]) -> None:
         facts = self.stages.facts[index]
-        builder = _Builder(self, facts)
+        builder = StageBuilder(self, facts)
+        body = () if facts.replaced else facts.stage.instructions
         if facts.base_stage >= 0:
             builder.start_from(self.built[facts.base_stage])
-        elif facts.base != "scratch":
-            builder.start_from_image(self.bases[facts.base])
+        else:
+            self._start(builder, facts)
         builder.begin()
-        body = (*triggers, *facts.stage.instructions)
         steps = sum(isinstance(i, (ins.Run, ins.Copy, ins.Add, ins.Workdir)) for i in body)
-        from_image = facts.base_stage < 0 and facts.base != "scratch"
-        builder.total = steps + from_image
-        builder.number = int(from_image)
+        builder.total += steps + len(triggers)
+        if builder.image_label is not None:
+            builder.image_label.total = builder.total
         self._line(builder, facts.stage.origin, is_from=True)
+        for instruction in triggers if not facts.replaced else ():
+            builder.is_trigger = True
+            builder.do(instruction)
+            self._line(builder, instruction)
+        builder.is_trigger = False
         for instruction in body:
             builder.do(instruction)
             self._line(builder, instruction)
         self.built[index] = builder
 
+    def _start(self, builder: StageBuilder, facts: StageFacts) -> None:
+        """From an image, from the files of a named context, or from nothing."""
+        name = facts.stage.name if facts.replaced else facts.base
+        image = self.stages.image_of(name, facts.platform)
+        context = self.stages.context_named(name)
+        builder.platform = facts.platform or self.request.platform
+        if image is None and context is None:
+            return
+        builder.total = builder.number = 1
+        place = Label(
+            stage=self.stages.label(facts.index), number=1, start=facts.stage.origin.start,
+            platform=self.shown_platform(builder), end=facts.stage.origin.end,
+        )  # fmt: skip
+        if image is not None:
+            base = self.bases[image]
+            builder.start_from_image(base, self._image(base, place))
+        elif context is not None:
+            builder.operation = _files_of_context(context, place)
+        builder.image_label = place
+
+    def shown_platform(self, builder: StageBuilder) -> str:
+        """What stands in front of a step's name where a build is for several platforms: `linux/arm64`,
+        `linux/amd64->arm64` for a step of one that works for the other."""
+        if not self.request.multi_platform:
+            return ""
+        own, target = builder.platform, self.request.platform
+        if own.os == target.os and own.architecture != target.architecture and builder.knows_target:
+            variant = f"/{target.variant}" if target.variant else ""
+            return f"{format_platform(own)}->{target.architecture}{variant}"
+        return format_platform(own)
+
     def _line(
-        self, builder: _Builder, instruction: ins.Instruction, *, is_from: bool = False
+        self, builder: StageBuilder, instruction: ins.Instruction, *, is_from: bool = False
     ) -> None:
         self.lines.append(
             Line(
@@ -597,7 +154,7 @@ class _Planner:
 
 
 def triggers_of(
-    stages: Stages, bases: Mapping[str, Base]
+    stages: Stages, bases: Mapping[ImageName, Base]
 ) -> dict[int, tuple[ins.Instruction, ...]]:
     """ONBUILD instructions that each stage takes over from its base image or base stage."""
     found: dict[int, tuple[ins.Instruction, ...]] = {}
@@ -606,7 +163,9 @@ def triggers_of(
             above = stages.facts[facts.base_stage].stage.instructions
             texts = [i.expression for i in above if isinstance(i, ins.Onbuild)]
         else:
-            base = bases.get(facts.base)
+            name = facts.stage.name if facts.replaced else facts.base
+            image = stages.image_of(name, facts.platform)
+            base = bases.get(image) if image else None
             texts = list(base.document.config.on_build or ()) if base else []
         made = []
         for text in texts:
@@ -623,7 +182,7 @@ def plan(
     stages: Stages,
     request: Request,
     variables: Mapping[str, str],
-    bases: Mapping[str, Base],
+    bases: Mapping[ImageName, Base],
     *,
     escape: str,
 ) -> Outcome:
@@ -633,7 +192,7 @@ def plan(
     """
     triggers = triggers_of(stages, bases)
     wanted, _ = stages.reachable(triggers)
-    planner = _Planner(stages, request, variables, bases, escape)
+    planner = Planner(stages, request, variables, bases, escape)
     for index in wanted:
         planner.build(index, triggers.get(index, ()))
     target = planner.built[stages.target]
@@ -643,5 +202,12 @@ def plan(
         config = msgspec.structs.replace(config, labels=labels)
     return Outcome(
         operation=target.operation, config=config, history=target.history, author=target.author,
-        lines=tuple(planner.lines),
+        lines=tuple(planner.lines), platform=target.platform,
     )  # fmt: skip
+
+
+def _files_of_context(context: NamedContext, label: Label) -> Copy:
+    """A root filesystem that is a named context's files."""
+    label.name = f"FROM {context.key}"
+    item = CopyItem(source=ContextSource(name=context.key), path="/")
+    return Copy(parent=Scratch(), items=(item,), destination="/", label=label)

@@ -11,8 +11,8 @@ from sampan.spec.engine.image import BuildCachePruned
 from sampan.units import parse_duration
 
 if TYPE_CHECKING:
+    from sampan.build.builder import Builder
     from sampan.build.cache import CacheRecord
-    from sampan.build.verb import Builder
 
 Filters = Mapping[str, list[str]]
 

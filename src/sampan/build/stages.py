@@ -6,6 +6,7 @@ Source: the Dockerfile reference, "FROM" and "Understand how ARG and FROM intera
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,6 +16,14 @@ from sampan.build.parser import DockerfileError
 from sampan.build.suggest import suggestion
 from sampan.errors import InvalidArgument
 from sampan.spec.image import ImageDocument, Platform
+from sampan.spec.reference import parse_normalized
+
+
+class NamedContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What a name stands for instead of a stage or an image: another image, or files (a directory, a repository)."""
+
+    key: str  # as it was given: the solver finds the files by it
+    image: str = ""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,23 +37,42 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     network: str = "default"
     no_cache: bool = False
     no_cache_stages: tuple[str, ...] = ()
-    contexts: tuple[str, ...] = ()  # names of contexts given beside the main one
+    contexts: dict[str, NamedContext] = {}  # by familiar name, without ":latest"
     allow: frozenset[str] = frozenset()  # entitlements: network.host, security.insecure
     epoch: str = ""  # SOURCE_DATE_EPOCH as RFC 3339, '' for now
+    epoch_ns: int = -1  # the same in nanoseconds, -1 for now
+    hostname: str = ""  # of what RUN runs
+    multi_platform: bool = False  # one of several: step names say for which
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
-    """A base image as it was found in the store."""
+    """A base image as it was found in the store. `shown`: its name as build logs have it."""
 
     image_id: str
     reference: str
     document: ImageDocument
+    shown: str = ""
+
+
+class ImageName(NamedTuple):
+    """An image that a build needs: as the Dockerfile or a named context calls it, for a platform."""
+
+    name: str
+    platform: str
 
 
 def format_platform(platform: Platform) -> str:
     """os/architecture[/variant]"""
     parts = (platform.os, platform.architecture, platform.variant)
     return "/".join(part for part in parts if part)
+
+
+def familiar(name: str) -> str:
+    """The name by which a named context is looked up: short, and without the tag that everybody means."""
+    try:
+        return parse_normalized(name).familiar().removesuffix(":latest")
+    except InvalidArgument:
+        return name
 
 
 def global_variables(program: ins.Program, request: Request) -> dict[str, str]:
@@ -93,13 +121,17 @@ class At:
 
 
 class StageFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A stage with its FROM expanded. `base_stage`: index of the stage it starts from, or -1."""
+    """A stage with its FROM expanded. `base_stage`: index of the stage it starts from, or -1.
+
+    `replaced`: a named context of the stage's own name, which it is instead of what the file says.
+    """
 
     index: int
     stage: ins.Stage
     base: str
     base_stage: int
     platform: Platform | None
+    replaced: NamedContext | None = None
 
 
 class Stages:
@@ -113,31 +145,56 @@ class Stages:
         parse_platform: Callable[[str], Platform],
     ) -> None:
         self.request = request
+        self.variables = variables
         self.facts: list[StageFacts] = []
         self.by_name: dict[str, int] = {}
         for index, stage in enumerate(program.stages):
             with At(stage.origin):
-                base = expand(stage.origin.base, variables)
-                if not base:
-                    raise DockerfileError(f"base name ({stage.origin.base}) should not be blank")
-                platform = None
-                if stage.origin.platform:
-                    text = expand(stage.origin.platform, variables)
-                    if not text:
-                        raise DockerfileError(
-                            f"empty platform value from expression {stage.origin.platform}"
-                        )
-                    platform = parse_platform(text)
-            named = stage.name and stage.name in request.contexts
-            base_stage = -1 if named else self.by_name.get(base.lower(), -1)
-            self.facts.append(
-                StageFacts(
-                    index=index, stage=stage, base=base, base_stage=base_stage, platform=platform
-                )
-            )
+                facts = self._facts_of(index, stage, parse_platform)
+            self.facts.append(facts)
             if stage.name:
                 self.by_name[stage.name] = index
         self.target = self._find_target(request.target)
+
+    def _facts_of(
+        self, index: int, stage: ins.Stage, parse_platform: Callable[[str], Platform]
+    ) -> StageFacts:
+        base = expand(stage.origin.base, self.variables)
+        if not base:
+            raise DockerfileError(f"base name ({stage.origin.base}) should not be blank")
+        platform = None
+        if stage.origin.platform:
+            text = expand(stage.origin.platform, self.variables)
+            if not text:
+                raise DockerfileError(
+                    f"empty platform value from expression {stage.origin.platform}"
+                )
+            try:
+                platform = parse_platform(text)
+            except InvalidArgument as error:
+                raise DockerfileError(
+                    f"failed to parse platform {stage.origin.platform}: {error.message}"
+                ) from None
+        replaced = self.request.contexts.get(familiar(stage.name)) if stage.name else None
+        return StageFacts(
+            index=index, stage=stage, base=base, base_stage=-1 if replaced else self.by_name.get(base, -1),
+            platform=platform, replaced=replaced,
+        )  # fmt: skip
+
+    def context_named(self, name: str) -> NamedContext | None:
+        """The named context that stands in for an image of this name."""
+        if name.lower() in ("scratch", "context"):
+            return None
+        return self.request.contexts.get(familiar(name))
+
+    def image_of(self, name: str, platform: Platform | None) -> ImageName | None:
+        """The image that a name means, a named context's where there is one; None where it means files or nothing."""
+        context = self.context_named(name)
+        if context is not None:
+            name = context.image
+        if not name or name == "scratch":
+            return None
+        return ImageName(name, format_platform(platform or self.request.platform))
 
     def _find_target(self, name: str) -> int:
         if not name:
@@ -164,9 +221,15 @@ class Stages:
 
     def label(self, index: int) -> str:
         """How build logs call it."""
-        if len(self.facts) == 1:
+        if len(self.facts) == 1 and not self._copies_from_images():
             return ""
         return self.facts[index].stage.name or f"stage-{index}"
+
+    def _copies_from_images(self) -> bool:
+        """BuildKit counts an image after --from= as a stage, so a single stage has a name in its logs then."""
+        return any(
+            self.find(name) is None for facts in self.facts for name in self.needs(facts.index, {})
+        )
 
     def needs(self, index: int, triggers: Mapping[int, tuple[ins.Instruction, ...]]) -> list[str]:
         """Names after --from= of a stage's instructions."""
@@ -188,10 +251,10 @@ class Stages:
 
     def reachable(
         self, triggers: Mapping[int, tuple[ins.Instruction, ...]]
-    ) -> tuple[list[int], set[str]]:
-        """(stages that the target needs, in the file's order; images that they start or copy from)."""
+    ) -> tuple[list[int], list[ImageName]]:
+        """(stages that the target needs, in the file's order; images that they start or copy from, each once)."""
         seen: set[int] = set()
-        images: set[str] = set()
+        wanted: list[ImageName | None] = []
         path: list[int] = []
 
         def visit(index: int) -> None:
@@ -205,20 +268,24 @@ class Stages:
                 return
             path.append(index)
             facts = self.facts[index]
-            if facts.stage.name in self.request.contexts and facts.stage.name:
-                pass
+            if facts.replaced is not None:
+                wanted.append(
+                    self.image_of(facts.stage.name, facts.platform)
+                    if facts.replaced.image
+                    else None
+                )
             elif facts.base_stage >= 0:
                 visit(facts.base_stage)
-            elif facts.base != "scratch" and facts.base not in self.request.contexts:
-                images.add(facts.base)
-            for name in self.needs(index, triggers):
+            else:
+                wanted.append(self.image_of(facts.base, facts.platform))
+            for name in () if facts.replaced else self.needs(index, triggers):
                 other = self.find(name)
                 if other is not None:
                     visit(other)
-                elif name not in self.request.contexts and name != "scratch":
-                    images.add(name)
+                else:
+                    wanted.append(self.image_of(name, None))
             path.pop()
             seen.add(index)
 
         visit(self.target)
-        return sorted(seen), images
+        return sorted(seen), list(dict.fromkeys(name for name in wanted if name is not None))

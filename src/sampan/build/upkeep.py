@@ -18,7 +18,7 @@ from sampan.spec.engine.image import BuildCachePruned, BuildCacheRecord
 from sampan.units import parse_duration, rfc3339nano
 
 if TYPE_CHECKING:
-    from sampan.build.verb import Builder
+    from sampan.build.builder import Builder
 
 FILTERS = (
     "until",

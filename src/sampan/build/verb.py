@@ -1,291 +1,219 @@
-"""`build`: from a request and a context to an image with names, telling what happens in the classic builder's lines.
+"""`POST /build` of the classic kind: the context comes with the request, what happens is told in the old builder's lines.
 
-    receive context ─► parse ─► stages ─► base images (here, or pulled) ─► plan ─► solve in parallel ─► image, tags
-                                                             └── lines in the Dockerfile's order, each when it is done
+    body ─► BodyClient ─► Frontend ─► Solver ─► image, tags
+                              └── events ─► Teller: `Step 3/7 : RUN make`, in the Dockerfile's order, each when it is done
 
-`Builder` is the service: the cache, locks that builds share, and what is under way.
+The work is that of `service.py`; only words and order are classic.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sampan.build import fetch, upkeep
-from sampan.build.cache import BuildCache
+from sampan.build.builder import Builder
+from sampan.build.client import CONTEXT, Auth, Wanted
 from sampan.build.context import Context, dockerfile_name
-from sampan.build.graph import (
-    Copy,
-    GitSource,
-    HttpSource,
-    Line,
-    Operation,
-    Outcome,
-    Run,
-    Workdir,
-    digest,
-)
-from sampan.build.instructions import Arg, Program, program_of
-from sampan.build.mounts import lock_for
-from sampan.build.parser import Dockerfile, DockerfileError, parse
-from sampan.build.plan import plan, triggers_of
-from sampan.build.solve import CommandFailed, Solver, Stack
-from sampan.build.sources import parse_git
-from sampan.build.stages import Base, Request, Stages, global_variables
-from sampan.engine import images
-from sampan.errors import InvalidArgument, NotFound, SampanError
-from sampan.images.assemble import Parts, assemble
+from sampan.build.exporters import tag_reference
+from sampan.build.failures import classic_words
+from sampan.build.frontend import Frontend, Planned
+from sampan.build.graph import Copy, Line, Operation, Run, Workdir
+from sampan.build.graph import Image as BaseImage
+from sampan.build.instructions import Program
+from sampan.build.progress import Board, Event, Vertex, VertexLog
+from sampan.build.request import BuildRequest, Export
+from sampan.build.result import image_of
+from sampan.build.solve import Solver
+from sampan.build.stack import Stack
+from sampan.errors import InvalidArgument, SampanError, Unsupported
 from sampan.images.catalog import Image
-from sampan.images.platform import host_platform, parse_platform
-from sampan.spec.engine.container import HostConfig
-from sampan.spec.image import Platform
-from sampan.spec.reference import Reference, parse_normalized
-from sampan.storage.access import open_root
-from sampan.units import rfc3339nano
+from sampan.spec.reference import Reference
 
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
     from sampan.storage.tar import Readable
 
 STDERR = 2
+MOST_KEPT = 2 << 20  # bytes of a step's output that wait for its turn to be shown
 Progress = Callable[[dict[str, Any]], None]
-Auths = dict[str, dict[str, str]]
 
 
-class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What POST /build says. `args`: None values are dropped before they come here."""
+class BodyClient:
+    """What came with the request: the context in its body, secrets and passwords in its headers. See `client.Client`."""
 
-    dockerfile: str = "Dockerfile"
-    remote: str = ""
-    tags: tuple[str, ...] = ()
-    args: dict[str, str] = {}
-    labels: dict[str, str] = {}
-    target: str = ""
-    platform: str = ""
-    network: str = ""
-    quiet: bool = False
-    no_cache: bool = False
-    no_cache_stages: tuple[str, ...] = ()
-    pull: bool = False
-    remove: bool = True
-    host: HostConfig = HostConfig()
+    def __init__(
+        self,
+        engine: Engine,
+        context: Context,
+        *,
+        secrets: dict[str, bytes],
+        ssh: dict[str, str],
+        auths: dict[str, Auth],
+    ) -> None:
+        self._engine = engine
+        self._context = context
+        self._secrets = secrets
+        self._ssh = ssh
+        self._auths = auths
+
+    async def directory(
+        self, name: str, wanted: Wanted, progress: Callable[[int], None]
+    ) -> Context:
+        if name == CONTEXT and wanted.exclude:
+            await self._engine.run_blocking(self._context.leave_out, wanted.exclude)
+        return self._context
+
+    async def secret(self, ident: str) -> bytes | None:
+        return self._secrets.get(ident)
+
+    async def ssh_socket(self, ident: str) -> str | None:
+        return self._ssh.get(ident)
+
+    async def credentials(self, host: str) -> Auth | None:
+        keys = ("https://index.docker.io/v1/", "docker.io") if host == "docker.io" else (host,)
+        return next((self._auths[key] for key in keys if key in self._auths), None)
+
+    async def send_file(self, export: Export, chunks: AsyncIterator[bytes]) -> None:
+        raise Unsupported("the classic builder makes images only")
+
+    async def send_directory(self, export: Export, roots: dict[str, int]) -> None:
+        raise Unsupported("the classic builder makes images only")
+
+    def made(self, ident: str) -> None:
+        return None
+
+    async def close(self) -> None:
+        pass
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client sent beside the request's value."""
+
     secrets: dict[str, bytes] = {}
     ssh: dict[str, str] = {}
-    allow: frozenset[str] = frozenset()
-    auths: Auths = {}
-    cache_from: tuple[str, ...] = ()
-
-
-class Builder:
-    """What all builds of an engine share."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.cache = BuildCache(engine.config.root / "builder", engine.store, engine.snapshots)
-        self.step_locks: dict[str, asyncio.Lock] = {}
-        self._mount_locks: dict[str, asyncio.Lock] = {}
-        self._private: set[str] = set()
-        self.running: dict[str, asyncio.Task[Any]] = {}
-        engine.catalog.keepers.append(self.cache.chain_ids)
-        engine.build_cache_rows.append(lambda: upkeep.rows(self))
-        self.cache.sweep()
-
-    def mount_lock(self, identity: str) -> asyncio.Lock:
-        """For `sharing=locked`."""
-        return lock_for(self._mount_locks, identity)
-
-    def private_mount(self, identity: str, undo: ExitStack) -> str:
-        """`sharing=private`: the first free directory of this id."""
-        number = 0
-        while (name := f"{identity}#{number}" if number else identity) in self._private:
-            number += 1
-        self._private.add(name)
-        undo.callback(self._private.discard, name)
-        return name
-
-    def open_stack(self, chain_id: str) -> int:
-        """Blocking: a root filesystem to read from; an empty one for ''."""
-        if not chain_id:
-            empty = self.cache.root / "empty"
-            empty.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return os.open(empty, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return open_root(self.engine.snapshots.view_mounts(chain_id))
-
-    @staticmethod
-    def close(fd: int) -> None:
-        """A descriptor that was opened here."""
-        os.close(fd)
+    auths: dict[str, Auth] = {}
 
 
 async def build(
-    builder: Builder, request: BuildRequest, body: Readable | None, progress: Progress
+    builder: Builder, request: BuildRequest, sent: Sent, body: Readable | None, progress: Progress
 ) -> Image:
     """The whole of it. Raises DockerfileError, CommandFailed, NotFound, ... ; then nothing is left behind."""
+    try:
+        return await _build(builder, request, sent, body, progress)
+    except SampanError as error:
+        error.message = classic_words(error)
+        raise
+
+
+async def _build(
+    builder: Builder, request: BuildRequest, sent: Sent, body: Readable | None, progress: Progress
+) -> Image:
     engine = builder.engine
-    references = [_tag_reference(tag) for tag in request.tags]
-    platform = parse_platform(request.platform) if request.platform else host_platform()
+    references = [tag_reference(tag) for tag in request.tags]
+    teller = Teller(progress, quiet=request.quiet, remove=request.remove)
     async with AsyncExitStack() as held:
         context = await engine.run_blocking(Context.new, builder.cache.contexts_dir)
         held.push_async_callback(engine.run_blocking, context.close)
-        name = await _receive(builder, request, body, context)
-        dockerfile = await engine.run_blocking(_read_dockerfile, context, name)
-        program = program_of(dockerfile)
-        await engine.run_blocking(context.apply_ignore_file, name)
+        request = await _receive(builder, request, body, context)
         request = _without_foreign_cache(engine, request)
-        outcome = await _plan(engine, request, dockerfile, program, platform, progress)
-        solver = Solver(
-            builder,
-            host=request.host,
-            contexts={"": context},
-            secrets=request.secrets,
-            ssh=request.ssh,
-            no_cache=request.no_cache,
-        )
+        client = BodyClient(engine, context, secrets=sent.secrets, ssh=sent.ssh, auths=sent.auths)
+        frontend = Frontend(builder, request, client, Board(teller.event), teller.pulled)
+        held.push_async_callback(frontend.close)
+        source = await frontend.read()
+        (planned,) = await frontend.plans()
+        solver = Solver(builder, host=request.host, inputs=frontend.inputs, board=frontend.board)
         held.push_async_callback(solver.close)
-        return await _perform(
-            builder, request, program, outcome, solver, references, platform, progress
-        )
-
-
-def _without_foreign_cache(engine: Engine, request: BuildRequest) -> BuildRequest:
-    """--cache-from says where the cache may come from: where none of these images is here, nowhere."""
-    if request.cache_from and not any(engine.catalog.find(name) for name in request.cache_from):
-        return msgspec.structs.replace(request, no_cache=True)
-    return request
-
-
-def _tag_reference(text: str) -> Reference:
-    reference = parse_normalized(text)
-    if reference.digest:
-        raise InvalidArgument("build tag cannot contain a digest")
-    return reference.with_default_tag()
-
-
-# --- context and Dockerfile
+        return await _perform(builder, request, source.program, planned, solver, references, teller)
 
 
 async def _receive(
     builder: Builder, request: BuildRequest, body: Readable | None, context: Context
-) -> str:
-    """Fill the context; the Dockerfile's name in it."""
-    engine = builder.engine
-    name = request.dockerfile or "Dockerfile"
+) -> BuildRequest:
+    """Fill the context, unless it is a URL. A single Dockerfile is kept under its last component."""
     if request.remote and request.remote != "client-session":
-        await engine.run_blocking(_fetch_remote, builder, request, context)
-        return name
+        return request
     if body is None:
         raise InvalidArgument("unable to prepare context: the request has no body")
-    await engine.run_blocking(context.receive, body, name)
-    return name if context.read(name) is not None else dockerfile_name(name)
+    name = request.dockerfile
+    is_archive = await builder.engine.run_blocking(context.receive, body, name)
+    return (
+        request
+        if is_archive
+        else msgspec.structs.replace(request, dockerfile=dockerfile_name(name))
+    )
 
 
-def _fetch_remote(builder: Builder, request: BuildRequest, context: Context) -> None:
-    """A repository, an archive or a single Dockerfile by URL."""
-    git = parse_git(request.remote)
-    if git is not None:
-        source = GitSource(
-            url=git.url, ref=git.ref, subdir=git.subdir, keep_git_dir=git.keep_git_dir,
-            checksum=git.checksum, submodules=git.submodules,
-        )  # fmt: skip
-        fetch.fetch(source, context, request.secrets)
-        return
-    if not request.remote.startswith(("http://", "https://")):
-        raise InvalidArgument(f"unable to prepare context: unsupported remote {request.remote}")
-    holder = Context.new(builder.cache.contexts_dir)
-    try:
-        fetch.fetch(HttpSource(url=request.remote), holder, request.secrets)
-        with (holder.path / fetch.file_name(request.remote)).open("rb") as file:
-            context.receive(file, request.dockerfile or "Dockerfile")
-    finally:
-        holder.close()
+def _without_foreign_cache(engine: Engine, request: BuildRequest) -> BuildRequest:
+    """--cache-from says where the cache may come from: where none of these images is here, nowhere."""
+    names = [option.attrs.get("ref", "") for option in request.cache_from]
+    if names and not any(engine.catalog.find(name) for name in names):
+        return msgspec.structs.replace(request, no_cache=True)
+    return request
 
 
-def _read_dockerfile(context: Context, name: str) -> Dockerfile:
-    data = context.read(name)
-    if data is None and name == "Dockerfile":
-        data = context.read("dockerfile")
-    if data is None:
-        raise NotFound(f"Cannot locate specified Dockerfile: {name}")
-    if not data.strip():
-        raise InvalidArgument(f"The Dockerfile ({name}) cannot be empty")
-    return parse(data)
+# --- the classic lines
 
 
-# --- base images and plan
+class _Seen:
+    """What is known of a vertex; its output, until its turn comes."""
+
+    def __init__(self) -> None:
+        self.vertex: Vertex | None = None
+        self.started = asyncio.Event()
+        self.chunks: list[tuple[int, bytes]] = []
+        self.size = 0
+        self.is_shown = False
 
 
-async def _plan(
-    engine: Engine,
-    request: BuildRequest,
-    dockerfile: Dockerfile,
-    program: Program,
-    platform: Platform,
-    progress: Progress,
-) -> Outcome:
-    asked = Request(
-        args=request.args, target=request.target, labels=request.labels, platform=platform,
-        build_platform=host_platform(), network=request.network or "default", no_cache=request.no_cache,
-        no_cache_stages=request.no_cache_stages, allow=request.allow,
-        epoch=_epoch(request.args.get("SOURCE_DATE_EPOCH", "")),
-    )  # fmt: skip
-    variables = global_variables(program, asked)
-    stages = Stages(program, asked, variables, parse_platform)
-    bases: dict[str, Base] = {}
-    while True:  # triggers of a base image may need further images
-        _, wanted = stages.reachable(triggers_of(stages, bases))
-        missing = sorted(wanted - bases.keys())
-        if not missing:
-            break
-        found = await asyncio.gather(*(_base(engine, request, name, progress) for name in missing))
-        bases.update(zip(missing, found, strict=True))
-    return plan(stages, asked, variables, bases, escape=dockerfile.escape)
-
-
-def _epoch(text: str) -> str:
-    if not text:
-        return ""
-    if not (text.isascii() and text.isdigit() and len(text) < 12):
-        raise InvalidArgument(f"invalid SOURCE_DATE_EPOCH: {text}")
-    return rfc3339nano(int(text) * 10**9)
-
-
-async def _base(engine: Engine, request: BuildRequest, name: str, progress: Progress) -> Base:
-    image: Image | None = None
-    if not request.pull:
-        try:
-            image = await images.resolve(engine, name, platform=request.platform)
-        except NotFound:
-            image = None
-    if image is None:
-        await images.pull(
-            engine, image=parse_normalized(name).with_default_tag().familiar(), platform=request.platform,
-            auth=_auth_for(request.auths, name), progress=lambda m: None if request.quiet else progress(m),
-        )  # fmt: skip
-        image = await images.resolve(engine, name, platform=request.platform)
-    return Base(image_id=image.id, reference=name, document=image.document)
-
-
-def _auth_for(auths: Auths, name: str) -> dict[str, str] | None:
-    domain = parse_normalized(name).domain
-    keys = ("https://index.docker.io/v1/", "docker.io") if domain == "docker.io" else (domain,)
-    return next((auths[key] for key in keys if key in auths), None)
-
-
-# --- performing, line by line
-
-
-class _Teller:
+class Teller:
     """The classic builder's lines."""
 
     def __init__(self, progress: Progress, *, quiet: bool, remove: bool) -> None:
         self._progress = progress
         self._quiet = quiet
         self._remove = remove
+        self._seen: dict[str, _Seen] = {}
+
+    def pulled(self, line: dict[str, Any]) -> None:
+        """A line of a pull, as it is."""
+        if not self._quiet:
+            self._progress(line)
+
+    def seen(self, ident: str) -> _Seen:
+        """What is known of a vertex."""
+        return self._seen.setdefault(ident, _Seen())
+
+    def event(self, event: Event) -> None:
+        """Sink of the build's events."""
+        if isinstance(event, Vertex):
+            seen = self.seen(event.digest)
+            seen.vertex = event
+            if event.started_ns:
+                seen.started.set()
+        elif isinstance(event, VertexLog):
+            seen = self.seen(event.vertex)
+            if seen.is_shown:
+                self._output(event.stream, event.data)
+                return
+            seen.chunks.append((event.stream, event.data))
+            seen.size += len(event.data)
+            while seen.size > MOST_KEPT and len(seen.chunks) > 1:
+                seen.size -= len(seen.chunks.pop(0)[1])
+
+    def show(self, seen: _Seen) -> None:
+        """A step's output from now on as it comes; what was kept first."""
+        for stream, data in seen.chunks:
+            self._output(stream, data)
+        seen.chunks.clear()
+        seen.is_shown = True
+
+    def _output(self, stream: int, data: bytes) -> None:
+        text = data.decode("utf-8", "replace")
+        self.say(f"\x1b[91m{text}\x1b[0m" if stream == STDERR else text)
 
     def say(self, text: str) -> None:
         if not self._quiet:
@@ -294,10 +222,6 @@ class _Teller:
     def step(self, number: int, total: int, source: str) -> None:
         self.say(f"Step {number}/{total} : {source}")
         self.say("\n")
-
-    def output(self, stream: int, data: bytes) -> None:
-        text = data.decode("utf-8", "replace")
-        self.say(f"\x1b[91m{text}\x1b[0m" if stream == STDERR else text)
 
     def running(self, container: str) -> None:
         self.say(f" ---> Running in {_short(container)}\n")
@@ -309,6 +233,15 @@ class _Teller:
     def image(self, identity: str) -> None:
         self.say(f" ---> {_short(identity)}\n")
 
+    def done(self, identity: str, names: list[Reference]) -> None:
+        """The last lines."""
+        self._progress({"aux": {"ID": identity}})
+        if self._quiet:
+            self._progress({"stream": identity + "\n"})
+        self.say(f"Successfully built {_short(identity)}\n")
+        for name in names:
+            self.say(f"Successfully tagged {name.familiar()}\n")
+
 
 def _short(identity: str) -> str:
     return identity.removeprefix("sha256:")[:12]
@@ -318,62 +251,66 @@ async def _perform(
     builder: Builder,
     request: BuildRequest,
     program: Program,
-    outcome: Outcome,
+    planned: Planned,
     solver: Solver,
     references: list[Reference],
-    platform: Platform,
-    progress: Progress,
+    teller: Teller,
 ) -> Image:
     engine = builder.engine
-    teller = _Teller(progress, quiet=request.quiet, remove=request.remove)
+    outcome = planned.outcome
     last = solver.start(outcome.operation)
     for line in outcome.lines:
         solver.start(line.operation)
     total = len(program.arguments) + len(outcome.lines)
     for number, argument in enumerate(program.arguments, 1):
-        _global_argument(teller, argument, number, total)
+        teller.step(number, total, argument.source)
     before: Operation | None = None
+    cached = True
     for number, line in enumerate(outcome.lines, len(program.arguments) + 1):
-        await _tell_line(teller, solver, line, before, number, total, platform)
+        teller.step(number, total, line.source)
+        cached = await _tell_line(teller, solver, line, before, planned, cached=cached)
         before = line.operation
     stack = await last
-    image = await engine.run_blocking(_finish, builder, outcome, stack, references, platform)
+    built = image_of(outcome, stack, planned.platform, planned.epoch)
+    catalog = engine.catalog
+
+    def keep() -> Image:
+        with catalog.holding() as hold:
+            if built.chain_id:
+                hold.layers(built.chain_id)
+            return catalog.add(built.manifest, built.document, references=references)
+
+    image = await engine.run_blocking(keep)
     if outcome.lines and request.labels:
         teller.image(image.id)
-    progress({"aux": {"ID": image.id}})
-    if request.quiet:
-        progress({"stream": image.id + "\n"})
-    teller.say(f"Successfully built {_short(image.id)}\n")
+    teller.done(image.id, references)
     for reference in references:
-        teller.say(f"Successfully tagged {reference.familiar()}\n")
         engine.events.tell("image", "tag", image.id, {"name": reference.familiar()})
     return image
 
 
-def _global_argument(teller: _Teller, argument: Arg, number: int, total: int) -> None:
-    teller.step(number, total, argument.source)
-
-
 async def _tell_line(
-    teller: _Teller,
+    teller: Teller,
     solver: Solver,
     line: Line,
     before: Operation | None,
-    number: int,
-    total: int,
-    platform: Platform,
-) -> None:
-    teller.step(number, total, line.source)
+    planned: Planned,
+    *,
+    cached: bool,
+) -> bool:
+    """One line of the Dockerfile; returns whether all of its stage so far came from the cache."""
     operation = line.operation
     task = solver.start(operation)
     makes_layer = isinstance(operation, (Run, Copy, Workdir)) and operation is not before
-    if makes_layer and not line.is_from:
-        await _tell_step(teller, solver, operation, task)
+    if line.is_from:
+        cached = True
+    elif makes_layer:
+        cached = await _tell_step(teller, solver, operation, task)
     stack = await task
-    identity = _identity(line, stack, platform)
+    identity = _identity(line, stack, planned)
     if not line.is_from and not makes_layer:
-        known = solver.cache.is_known(identity)
-        if known and not solver.no_cache:
+        known = solver.builder.cache.is_known(identity)
+        if cached and known:
             teller.say(" ---> Using cache\n")
         else:
             # The classic builder ran an idle container for what only changes the configuration.
@@ -381,81 +318,39 @@ async def _tell_line(
             teller.removed(identity)
     if not (line.is_from and not stack.layers):
         teller.image(identity)
+    return cached
 
 
 async def _tell_step(
-    teller: _Teller, solver: Solver, operation: Operation, task: asyncio.Task[Stack]
-) -> None:
-    output = solver.output(operation)
-    starting = asyncio.ensure_future(output.started.wait())
+    teller: Teller, solver: Solver, operation: Operation, task: asyncio.Task[Stack]
+) -> bool:
+    vertex = solver.vertex(operation)
+    seen = teller.seen(vertex.digest)
+    starting = asyncio.ensure_future(seen.started.wait())
     try:
         await asyncio.wait((starting, task), return_when=asyncio.FIRST_COMPLETED)
     finally:
         starting.cancel()
-    if output.cached:
+    makes_output = isinstance(operation, Run)
+    if not makes_output:
+        await asyncio.wait((task,))
+    if vertex.vertex.cached:
         teller.say(" ---> Using cache\n")
-        return
+        return True
     if not isinstance(operation, Copy):
-        teller.running(output.step_id)
-    output.show(teller.output)
+        teller.running(vertex.digest)
+    teller.show(seen)
     await asyncio.wait((task,))
     if not isinstance(operation, Copy) and not task.cancelled() and task.exception() is None:
-        teller.removed(output.step_id)
+        teller.removed(vertex.digest)
+    return False
 
 
-def _identity(line: Line, stack: Stack, platform: Platform) -> str:
-    """The id that an image of this line would have."""
-    from sampan.images.assemble import make
-
-    parts = Parts(
-        config=line.config, layers=stack.layers, history=line.history, created="", author=line.author,
-        platform=platform,
-    )  # fmt: skip
-    return make(parts)[1].id
-
-
-def _finish(
-    builder: Builder,
-    outcome: Outcome,
-    stack: Stack,
-    references: list[Reference],
-    platform: Platform,
-) -> Image:
-    """Blocking: the image in the store, under its names."""
-    given = outcome.history[-1].created if outcome.history else None
-    now = given or builder.cache.first_made(_fingerprint(outcome, stack, platform))
-    history = tuple(
-        h if h.created else msgspec.structs.replace(h, created=now) for h in outcome.history
+def _identity(line: Line, stack: Stack, planned: Planned) -> str:
+    """The id that an image of this line would have; a base image has its own."""
+    if line.is_from and isinstance(line.operation, BaseImage):
+        return line.operation.image_id
+    outcome = msgspec.structs.replace(
+        planned.outcome, config=line.config, history=line.history, author=line.author
     )
-    parts = Parts(
-        config=outcome.config, layers=stack.layers, history=history, created=now,
-        author=outcome.author, platform=platform,
-    )  # fmt: skip
-    catalog = builder.engine.catalog
-    with catalog.holding() as hold:
-        if stack.chain_id:
-            hold.layers(stack.chain_id)
-        return assemble(catalog, parts, references=references)
-
-
-def _fingerprint(outcome: Outcome, stack: Stack, platform: Platform) -> str:
-    """All of an image but its times: made again, it keeps the time of the first making, and so its id."""
-    history = [msgspec.structs.replace(h, created=None) for h in outcome.history]
-    layers = [layer.diff_id for layer in stack.layers]
-    return digest(msgspec.json.encode([outcome.config, layers, history, outcome.author, platform]))
-
-
-def explain_error(error: SampanError, dockerfile: Dockerfile | None) -> dict[str, Any]:
-    """An error with the lines of the Dockerfile it is about, the failing ones marked: for our own command line."""
-    start, end = getattr(error, "line", 0), getattr(error, "end", 0)
-    detail: dict[str, Any] = {"message": error.message}
-    if isinstance(error, CommandFailed):
-        detail["code"] = error.exit_code
-    if dockerfile is not None and start and isinstance(error, (DockerfileError, CommandFailed)):
-        first = max(1, start - 2)
-        shown = dockerfile.lines[first - 1 : end + 2]
-        detail["lines"] = [
-            {"number": first + n, "text": text, "marked": start <= first + n <= end}
-            for n, text in enumerate(shown)
-        ]
-    return detail
+    return image_of(outcome, stack, planned.platform, planned.epoch).document.id

@@ -52,6 +52,7 @@ class TransferRules:
     owner: tuple[int, int] | None = None
     mode: Callable[[int, bool], int] | None = None  # (permission bits, is it a directory) -> bits
     follow_destination: bool = True  # False for --link: no link of the target is followed
+    created_ns: int | None = None  # time of directories that are made on the way; None: now
 
 
 class Selected(NamedTuple):
@@ -210,11 +211,16 @@ class Transfer:
             self._unlink(parent, name)
         except FileNotFoundError:
             pass
+        before = os.fstat(parent)
         os.mkdir(name, 0o755, dir_fd=parent)
         fd = os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
         os.fchmod(fd, 0o755)
         if self._rules.owner is not None:
             os.fchown(fd, *self._rules.owner)
+        if self._rules.created_ns is not None:
+            os.utime(fd, ns=(self._rules.created_ns, self._rules.created_ns))
+            if before.st_mtime_ns == self._rules.created_ns:  # it was made on the way too
+                os.utime(parent, ns=(before.st_atime_ns, before.st_mtime_ns))
         return fd
 
     def destination_is_directory(self, path: str) -> bool:

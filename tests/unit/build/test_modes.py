@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sampan.build.modes import mode_changer
 from sampan.build.parser import DockerfileError
-from sampan.build.plan import check_mode
+from sampan.build.stage import check_mode
 
 
 def changed(text: str, mode: int, *, directory: bool = False) -> int:

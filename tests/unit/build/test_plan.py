@@ -8,7 +8,7 @@ from sampan.build import graph
 from sampan.build.instructions import program_of
 from sampan.build.parser import DockerfileError, parse
 from sampan.build.plan import plan, triggers_of
-from sampan.build.stages import Base, Request, Stages, global_variables
+from sampan.build.stages import Base, ImageName, Request, Stages, global_variables
 from sampan.errors import InvalidArgument
 from sampan.images.platform import parse_platform
 from sampan.spec.image import encode, parse_image_document
@@ -32,7 +32,7 @@ def outcome(text: str, image: Base | None = None, **request: object) -> graph.Ou
     variables = global_variables(program, asked)
     stages = Stages(program, asked, variables, parse_platform)
     found = image or base(Env=["PATH=/bin"])
-    bases = dict.fromkeys(("base", "base:1", "other"), found)
+    bases = {ImageName(n, "linux/amd64"): found for n in ("base", "base:1", "other")}
     for name in stages.reachable(triggers_of(stages, bases))[1]:
         assert name in bases, name
     return plan(stages, asked, variables, bases, escape="\\")
@@ -64,9 +64,9 @@ def test_history_of_run_shows_the_arguments_it_saw() -> None:
 def test_proxies_need_no_declaration_and_leave_no_trace() -> None:
     made = outcome("FROM base\nRUN x", args={"http_proxy": "http://u:p@host"})
     assert isinstance(made.operation, graph.Run)
-    assert made.operation.proxy == ("http_proxy=http://u:p@host",)
+    assert made.operation.proxy == ("HTTP_PROXY=http://u:p@host", "http_proxy=http://u:p@host")
     assert not any("host" in text for text in (*made.operation.env, *created_by(made)))
-    assert b"host" not in graph.definition(made.operation)
+    assert b"u:p@host" not in graph.definition(made.operation)
 
 
 def test_only_needed_stages_are_in_the_graph() -> None:

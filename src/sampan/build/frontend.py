@@ -1,0 +1,381 @@
+"""From a request to plans: reads the Dockerfile, finds the base images, plans every platform.
+
+    Dockerfile ─► program ─► for each platform: variables ─► stages ─► base images (here, or pulled) ─► plan ─► Outcome
+
+What it does is told as vertices, in BuildKit's words. The context itself is asked for when a step first reads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sampan.build import fetch
+from sampan.build.client import CONTEXT, DOCKERFILE, Client, Wanted
+from sampan.build.context import Context
+from sampan.build.failures import DockerfileEmpty, DockerfileMissing
+from sampan.build.graph import (
+    ContextSource,
+    Copy,
+    GitSource,
+    HttpSource,
+    Operation,
+    Outcome,
+    Run,
+    StageSource,
+    digest,
+    parent_of,
+    sources_of,
+)
+from sampan.build.ignore import read_patterns
+from sampan.build.inputs import MADE, Inputs, made_of
+from sampan.build.instructions import Program, program_of
+from sampan.build.parser import Dockerfile, parse
+from sampan.build.plan import plan, triggers_of
+from sampan.build.progress import Board, Task
+from sampan.build.request import BuildRequest
+from sampan.build.sources import parse_git, without_credentials
+from sampan.build.stages import (
+    Base,
+    ImageName,
+    NamedContext,
+    Request,
+    Stages,
+    familiar,
+    format_platform,
+    global_variables,
+)
+from sampan.engine import images
+from sampan.errors import InvalidArgument, NotFound, SampanError
+from sampan.images.platform import host_platform, parse_platform
+from sampan.spec.image import Platform
+from sampan.spec.reference import parse_normalized
+from sampan.units import rfc3339nano
+
+if TYPE_CHECKING:
+    from sampan.build.builder import Builder
+    from sampan.images.catalog import Image
+
+IMAGE_SCHEME = "docker-image://"
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """The Dockerfile as it was read, for errors that show its lines."""
+
+    name: str
+    data: bytes
+    dockerfile: Dockerfile
+    program: Program
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """One platform's graph."""
+
+    platform: Platform
+    outcome: Outcome
+    epoch: str = ""
+
+
+class Frontend:
+    """One build's way to its plans. `pull_line` gets Docker's progress lines of pulls, for clients of the classic kind."""
+
+    def __init__(
+        self,
+        builder: Builder,
+        request: BuildRequest,
+        client: Client,
+        board: Board,
+        pull_line: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.builder = builder
+        self.engine = builder.engine
+        self.request = request
+        self.client = client
+        self.board = board
+        self.pull_line = pull_line
+        self.source: Source | None = None
+        self._patterns: tuple[str, ...] | None = None
+        self._follow: tuple[str, ...] = ()
+        self._context: asyncio.Task[Context] | None = None
+        self._bases: dict[ImageName, asyncio.Task[Base]] = {}
+        self.inputs = Inputs(builder, client, board, named=request.contexts, main=self.context)
+
+    async def close(self) -> None:
+        """Give back what was asked for."""
+        pending = [*self._bases.values(), *([self._context] if self._context else [])]
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        await self.inputs.close()
+
+    # -- vertices
+
+    def task(self, title: str) -> Task:
+        """A vertex that is named by its title alone."""
+        return self.board.task(digest(title.encode()), title)
+
+    # -- the Dockerfile and the context
+
+    async def read(self) -> Source:
+        """The Dockerfile. Raises NotFound, DockerfileError."""
+        name = self.request.dockerfile
+        remote = await self._remote()
+        title = f"[internal] load build definition from {name.rpartition('/')[2] or 'Dockerfile'}"
+        with self.task(title) as task:
+            if remote is not None:
+                directory = remote
+            else:
+                wanted = Wanted(follow=(name, name + ".dockerignore", name.lower()))
+                directory = await self.client.directory(
+                    DOCKERFILE, wanted, lambda n: task.count("transferring dockerfile:", n)
+                )
+            data = await self.engine.run_blocking(_dockerfile_of, directory, name)
+            own = directory.read(name + ".dockerignore")
+        if own is not None:
+            self._patterns = tuple(read_patterns(own))
+        dockerfile = parse(data)
+        self.source = Source(
+            name=name, data=data, dockerfile=dockerfile, program=program_of(dockerfile)
+        )
+        return self.source
+
+    async def _remote(self) -> Context | None:
+        """The context where it is a URL: a repository, an archive or a single Dockerfile."""
+        url = self.request.remote
+        if not url or url == "client-session":
+            return None
+        git = parse_git(url)
+        if git is not None:
+            source = GitSource(
+                url=git.url, ref=git.ref, subdir=git.subdir, keep_git_dir=git.keep_git_dir
+                or self.request.args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR") in ("1", "true"),
+                checksum=git.checksum, submodules=git.submodules,
+            )  # fmt: skip
+            title = f"[internal] load git source {without_credentials(url)}"
+            context = await self.inputs.fetched(source, title)
+        elif url.startswith(("http://", "https://")):
+            title = f"[internal] load remote build context {without_credentials(url)}"
+            file = await self.inputs.fetched(HttpSource(url=url), title)
+            context = await self.inputs.new()
+            await self.engine.run_blocking(
+                _receive, file, fetch.file_name(url), context, self.request.dockerfile
+            )
+        else:
+            raise InvalidArgument(f"unable to prepare context: unsupported remote {url}")
+        self._context = asyncio.ensure_future(_ready(context))
+        return context
+
+    async def patterns(self) -> tuple[str, ...]:
+        """What the ignore file leaves out of the context."""
+        if self._patterns is None:
+            with self.task("[internal] load .dockerignore") as task:
+                directory = await self.client.directory(
+                    CONTEXT, Wanted(follow=(".dockerignore",)),
+                    lambda n: task.count("transferring context:", n),
+                )  # fmt: skip
+                data = directory.read(".dockerignore")
+            self._patterns = tuple(read_patterns(data)) if data is not None else ()
+        return self._patterns
+
+    async def context(self) -> Context:
+        """The main context's files, asked for once."""
+        if self._context is None:
+            self._context = asyncio.ensure_future(self._load_context())
+        return await asyncio.shield(self._context)
+
+    async def _load_context(self) -> Context:
+        with self.task("[internal] load build context") as task:
+            wanted = Wanted(follow=self._follow, exclude=await self.patterns())
+            return await self.client.directory(
+                CONTEXT, wanted, lambda n: task.count("transferring context:", n)
+            )
+
+    # -- plans
+
+    async def plans(self) -> tuple[Planned, ...]:
+        """One for each platform."""
+        source = self.source or await self.read()
+        names = self.request.platforms or ("",)
+        platforms = [parse_platform(name) if name else host_platform() for name in names]
+        outcomes = await asyncio.gather(*(self._plan(source, each) for each in platforms))
+        if self._context is None and self._patterns is None:
+            await self.patterns()
+        self._follow = followed(outcome.operation for outcome in outcomes)
+        epoch = self.asked(platforms[0], source.program).epoch
+        return tuple(
+            Planned(
+                platform=each if self.request.platforms else outcome.platform, outcome=outcome, epoch=epoch
+            )
+            for each, outcome in zip(platforms, outcomes, strict=True)
+        )  # fmt: skip
+
+    def asked(self, platform: Platform, program: Program) -> Request:
+        """What plans know of the request."""
+        request = self.request
+        epoch = self._epoch_ns(program)
+        return Request(
+            args=request.args, target=request.target, labels=request.labels, platform=platform,
+            build_platform=host_platform(), network=request.network or "default",
+            no_cache=request.no_cache, no_cache_stages=request.no_cache_stages, allow=request.allow,
+            epoch=rfc3339nano(epoch) if epoch >= 0 else "", epoch_ns=epoch, hostname=request.hostname,
+            contexts=named_contexts(request.contexts), multi_platform=request.multi_platform,
+        )  # fmt: skip
+
+    def _epoch_ns(self, program: Program) -> int:
+        text = self.request.args.get("SOURCE_DATE_EPOCH")
+        if text is None:
+            pairs = [pair for arg in program.arguments for pair in arg.pairs]
+            text = next((p.default for p in pairs if p.key == "SOURCE_DATE_EPOCH"), None)
+        if not text:
+            return -1
+        if not (text.isascii() and text.isdigit() and len(text) < 12):
+            raise InvalidArgument(f"invalid SOURCE_DATE_EPOCH: {text}")
+        return int(text) * 10**9
+
+    def stages(self, platform: Platform) -> tuple[Request, dict[str, str], Stages]:
+        """The stages as the request sees them. Pure."""
+        assert self.source is not None
+        program = self.source.program
+        asked = self.asked(platform, program)
+        variables = global_variables(program, asked)
+        return asked, variables, Stages(program, asked, variables, parse_platform)
+
+    async def _plan(self, source: Source, platform: Platform) -> Outcome:
+        asked, variables, stages = self.stages(platform)
+        bases: dict[ImageName, Base] = {}
+        while True:  # triggers of a base image may need further images
+            _, wanted = stages.reachable(triggers_of(stages, bases))
+            missing = [name for name in wanted if name not in bases]
+            if not missing:
+                break
+            found = await asyncio.gather(*(self._base(name) for name in missing))
+            bases.update(zip(missing, found, strict=True))
+        return plan(stages, asked, variables, bases, escape=source.dockerfile.escape)
+
+    # -- base images
+
+    async def _base(self, name: ImageName) -> Base:
+        task = self._bases.get(name)
+        if task is None:
+            task = self._bases[name] = asyncio.ensure_future(self._find(name))
+        return await asyncio.shield(task)
+
+    async def _find(self, name: ImageName) -> Base:
+        if name.name.startswith(MADE):
+            built = made_of(self.client, name.name, name.platform)
+            return Base(
+                image_id=built.document.id,
+                reference=f"{name.name}|{name.platform}",
+                document=built.document,
+                shown=name.name,
+            )
+        try:
+            full = str(parse_normalized(name.name).with_default_tag())
+        except InvalidArgument as error:
+            raise InvalidArgument(
+                f'failed to parse stage name "{name.name}": {error.message}'
+            ) from None
+        front = f"[{name.platform} internal]" if self.request.multi_platform else "[internal]"
+        with self.task(f"{front} load metadata for {full}") as task:
+            image = await self._image(name, task)
+        shown = full
+        if "@" not in full:
+            digests = [
+                r.digest
+                for r in image.references
+                if r.digest and r.name == parse_normalized(name.name).name
+            ]
+            shown = f"{full}@{digests[0]}" if digests else full
+        return Base(image_id=image.id, reference=full, document=image.document, shown=shown)
+
+    async def _image(self, name: ImageName, task: Task) -> Image:
+        platform = name.platform if self.request.platforms or _is_foreign(name.platform) else ""
+        if not self.request.pull:
+            try:
+                return await images.resolve(self.engine, name.name, platform=platform)
+            except NotFound:
+                pass
+        await self._pull(name.name, platform, task)
+        return await images.resolve(self.engine, name.name, platform=platform)
+
+    async def _pull(self, name: str, platform: str, task: Task) -> None:
+        reference = parse_normalized(name).with_default_tag()
+
+        def tell(line: dict[str, Any]) -> None:
+            if self.pull_line is not None:
+                self.pull_line(line)
+            detail = line.get("progressDetail") or {}
+            if line.get("id") and detail.get("current"):
+                task.count(
+                    f"{line.get('status', '')} {line['id']}",
+                    detail["current"],
+                    detail.get("total", 0),
+                )
+
+        try:
+            await images.pull(
+                self.engine, image=reference.familiar(), platform=platform,
+                auth=await self.client.credentials(reference.domain), progress=tell,
+            )  # fmt: skip
+        except SampanError as error:
+            error.message = (
+                f"{name}: failed to resolve source metadata for {reference}: {error.message}"
+            )
+            raise
+
+
+def _is_foreign(platform: str) -> bool:
+    return platform != format_platform(host_platform())
+
+
+def named_contexts(given: dict[str, str]) -> dict[str, NamedContext]:
+    """By the names that they are looked up by."""
+    found = {}
+    for key, value in given.items():
+        image = value.removeprefix(IMAGE_SCHEME) if value.startswith((IMAGE_SCHEME, MADE)) else ""
+        found[familiar(key)] = NamedContext(key=key, image=image)
+    return found
+
+
+def _dockerfile_of(directory: Context, name: str) -> bytes:
+    data = directory.read(name)
+    if data is None and name == "Dockerfile":
+        data = directory.read("dockerfile")
+    if data is None:
+        raise DockerfileMissing(name)
+    if not data.strip():
+        raise DockerfileEmpty(name)
+    return data
+
+
+def _receive(file: Context, name: str, into: Context, dockerfile: str) -> None:
+    with (file.path / name).open("rb") as stream:
+        into.receive(stream, dockerfile)
+
+
+async def _ready(context: Context) -> Context:
+    return context
+
+
+def followed(operations: Iterable[Operation]) -> tuple[str, ...]:
+    """The paths of the main context that a graph reads; nothing where it reads all of it."""
+    paths: set[str] = set()
+    seen: set[int] = set()
+    waiting = list(operations)
+    while waiting:
+        operation = waiting.pop()
+        if id(operation) in seen:
+            continue
+        seen.add(id(operation))
+        if isinstance(operation, Copy):
+            paths |= {item.path for item in operation.items if item.source == ContextSource()}
+        elif isinstance(operation, Run):
+            paths |= {mount.path for mount in operation.mounts if mount.source == ContextSource()}
+        parent = parent_of(operation)
+        waiting += [parent] if parent is not None else []
+        waiting += [s.operation for s in sources_of(operation) if isinstance(s, StageSource)]
+    clean = {"/".join(part for part in path.split("/") if part not in ("", ".")) for path in paths}
+    return () if "" in clean else tuple(sorted(clean))

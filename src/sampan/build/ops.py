@@ -1,0 +1,229 @@
+"""Performing one operation: a RUN in a sandbox, a COPY by descriptor, a WORKDIR; its files become a layer.
+
+    prepare a snapshot ──► run, copy, mkdir ──► diff (hashed, not kept) ──► commit under the chain id ──► CacheRecord
+
+The snapshot's upper directory is the layer. A COPY --link is made in an empty root filesystem and laid onto the stack
+afterwards. A step that fails or is cancelled leaves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import posixpath
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sampan import ids
+from sampan.build import fetch, files
+from sampan.build.cache import CacheRecord, LayerFact
+from sampan.build.context import Context
+from sampan.build.failures import CommandFailed
+from sampan.build.graph import (
+    Copy,
+    CopyItem,
+    GitSource,
+    HttpSource,
+    InlineSource,
+    Operation,
+    Run,
+    StageSource,
+    Step,
+    Workdir,
+)
+from sampan.build.mounts import StepMounts, Stubs
+from sampan.build.stack import Stack, chained, is_linked
+from sampan.engine import steps
+from sampan.errors import SampanError
+from sampan.spec.engine.container import HostConfig
+from sampan.storage.streams import ChunkReader, HashingReader
+
+if TYPE_CHECKING:
+    from sampan.build.solve import Solver
+
+log = logging.getLogger("sampan.build")
+CHUNK = 1 << 20
+
+
+class Performer:
+    """See the module."""
+
+    def __init__(self, solver: Solver, host: HostConfig) -> None:
+        self.solver = solver
+        self.engine = solver.engine
+        self.host = host
+
+    async def perform(
+        self, operation: Step, parent: Stack, stacks: dict[Operation, Stack]
+    ) -> CacheRecord:
+        """Raises CommandFailed, SourceMissing, ...; then nothing is left behind."""
+        step_id = ids.new_id()
+        apart = is_linked(operation) and bool(parent.chain_id)
+        below = None if apart else parent.chain_id or None
+        blocking = self.engine.run_blocking
+        await blocking(
+            self.engine.snapshots.prepare, step_id, below, init=isinstance(operation, Run)
+        )
+        try:
+            if isinstance(operation, Run):
+                await self._run(operation, parent, stacks, step_id)
+            elif isinstance(operation, Copy):
+                await self._copy(operation, stacks, step_id)
+            else:
+                await blocking(self._workdir, operation, step_id)
+            commit = self._lay if apart else self._commit
+            return await blocking(commit, step_id, parent, operation.label.name)
+        except BaseException:
+            await asyncio.shield(blocking(self._discard, step_id))
+            raise
+
+    def _discard(self, step_id: str) -> None:
+        try:
+            self.engine.snapshots.remove(step_id)
+        except SampanError as error:
+            log.warning("snapshot %s of a failed step stays: %s", step_id[:12], error)
+
+    # -- the layer
+
+    def _commit(self, step_id: str, parent: Stack, name: str) -> CacheRecord:
+        """The upper directory becomes a layer under its chain id; its tar is hashed, not kept."""
+        snapshots = self.engine.snapshots
+        with HashingReader(ChunkReader(snapshots.diff(step_id))) as hashing:
+            while hashing.read(CHUNK):
+                pass
+            diff_id, size = hashing.digest(), hashing.count
+        record = self._record(parent, diff_id, size, name)
+        snapshots.commit(step_id, record.chain_id)
+        return msgspec.structs.replace(record, bytes=snapshots.usage(record.chain_id).bytes)
+
+    def _lay(self, step_id: str, parent: Stack, name: str) -> CacheRecord:
+        """What was made in an empty root filesystem becomes a layer on the stack: copied, for its parent differs."""
+        snapshots = self.engine.snapshots
+        with (
+            HashingReader(ChunkReader(snapshots.diff(step_id))) as hashing,
+            snapshots.stage(hashing) as staged,
+        ):
+            while hashing.read(CHUNK):
+                pass
+            record = self._record(parent, hashing.digest(), hashing.count, name)
+            staged.publish(record.chain_id, parent.chain_id)
+        snapshots.remove(step_id)
+        return msgspec.structs.replace(record, bytes=snapshots.usage(record.chain_id).bytes)
+
+    def _record(self, parent: Stack, diff_id: str, size: int, name: str) -> CacheRecord:
+        chain_id = chained(parent.chain_id, diff_id)
+        self.solver.pins.enter_context(self.solver.cache.pinned(chain_id))
+        return CacheRecord(
+            chain_id=chain_id, parent=parent.chain_id, layer=LayerFact(diff_id=diff_id, size=size),
+            description=name, created_ns=time.time_ns(),
+        )  # fmt: skip
+
+    # -- WORKDIR and COPY
+
+    def _workdir(self, operation: Workdir, step_id: str) -> None:
+        fd = self.engine.snapshots.open_root(step_id, writable=True)
+        try:
+            files.make_workdir(operation, fd)
+        finally:
+            self.solver.builder.close(fd)
+
+    async def _copy(self, operation: Copy, stacks: dict[Operation, Stack], step_id: str) -> None:
+        async with AsyncExitStack() as held:
+            roots = [
+                files.SourceRoot(-1)
+                if isinstance(item.source, InlineSource)
+                else await self.solver.root(item, operation, stacks, held)
+                for item in operation.items
+            ]
+            await self.engine.run_blocking(self._copy_blocking, operation, roots, step_id)
+
+    def _copy_blocking(self, operation: Copy, roots: list[files.SourceRoot], step_id: str) -> None:
+        items = tuple(_fetched_item(item) for item in operation.items)
+        fd = self.engine.snapshots.open_root(step_id, writable=True)
+        try:
+            files.copy(msgspec.structs.replace(operation, items=items), fd, roots)
+        finally:
+            self.solver.builder.close(fd)
+
+    # -- RUN
+
+    async def _run(
+        self, operation: Run, parent: Stack, stacks: dict[Operation, Stack], step_id: str
+    ) -> None:
+        mounts = StepMounts(self.solver, step_id)
+        sources = [
+            stacks[m.source.operation] if isinstance(m.source, StageSource) else None
+            for m in operation.mounts
+        ]
+        vertex = self.solver.vertex(operation)
+        blocking = self.engine.run_blocking
+        try:
+            await mounts.take(operation.mounts, sources)
+            if operation.script is not None:
+                await blocking(self._script, operation, mounts)
+            stubs = await blocking(self._stubs, step_id, mounts)
+            result = await steps.run_step(
+                self.engine, self._engine_step(operation, parent, mounts, step_id), vertex.log
+            )
+            await blocking(self._remove_stubs, step_id, stubs)
+        finally:
+            await asyncio.shield(mounts.close())
+        if result.exit_code:
+            raise CommandFailed(operation, result.exit_code, oom_killed=result.oom_killed)
+
+    def _script(self, operation: Run, mounts: StepMounts) -> None:
+        assert operation.script is not None
+        name, text = operation.script
+        holder = Context.new(self.solver.cache.contexts_dir)
+        mounts.undo.callback(holder.close)
+        path = holder.path / posixpath.basename(name)
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+        path.chmod(0o755)
+        holder.path.chmod(0o755)
+        mounts.bind_directory(str(holder.path), "/dev/pipes")
+
+    def _engine_step(
+        self, operation: Run, parent: Stack, mounts: StepMounts, step_id: str
+    ) -> steps.Step:
+        network = operation.network
+        changes: dict[str, object] = {"network_mode": "bridge" if network == "default" else network}
+        if operation.security == "insecure":
+            changes["privileged"] = True
+        env = {text.partition("=")[0]: text for text in operation.proxy}
+        env |= {text.partition("=")[0]: text for text in (*operation.env, *mounts.env)}
+        return steps.Step(
+            id=step_id, chain_id=parent.chain_id, args=operation.args, env=tuple(env.values()),
+            cwd=operation.cwd, user=operation.user, hostname=operation.hostname or "buildkitsandbox",
+            host=msgspec.structs.replace(self.host, **changes), mounts=tuple(mounts.records),
+        )  # fmt: skip
+
+    def _stubs(self, step_id: str, mounts: StepMounts) -> Stubs:
+        targets = [record.destination for record in mounts.records]
+        if not targets:
+            return Stubs(-1, [])
+        fd = self.engine.snapshots.open_root(step_id)
+        try:
+            return Stubs(fd, targets)
+        finally:
+            self.solver.builder.close(fd)
+
+    def _remove_stubs(self, step_id: str, stubs: Stubs) -> None:
+        if not stubs.any:
+            return
+        fd = self.engine.snapshots.open_root(step_id, writable=True)
+        try:
+            stubs.remove(fd)
+        finally:
+            self.solver.builder.close(fd)
+
+
+def _fetched_item(item: CopyItem) -> CopyItem:
+    """What came from the network lies in a directory of its own: a file under its name, or a checkout."""
+    if isinstance(item.source, HttpSource):
+        return msgspec.structs.replace(item, path=fetch.file_name(item.source.url))
+    if isinstance(item.source, GitSource):
+        return msgspec.structs.replace(item, path="/")
+    return item

@@ -1,0 +1,115 @@
+"""The way in for every kind of client: `make` performs what a Dockerfile says, `export` gives the result away.
+
+    request, client, sink ──make()──► Made (images, layers pinned) ──export()──► facts for --metadata-file
+                              │
+                              └── request.call: lint, outline, targets ──► Made.answer, nothing is built
+
+`make` and `export` are apart because BuildKit's clients decide in between what becomes of a result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from sampan.build.client import Client
+from sampan.build.exporters import Exporter, Response
+from sampan.build.frontend import Frontend, Planned, Source
+from sampan.build.progress import Board, Sink
+from sampan.build.request import BuildRequest, Export
+from sampan.build.result import Built, image_of
+from sampan.build.solve import Solver
+
+if TYPE_CHECKING:
+    from sampan.build.builder import Builder
+
+
+class Made:
+    """A build that was performed: its images, not yet stored. `close` gives everything back."""
+
+    def __init__(self, request: BuildRequest, held: AsyncExitStack) -> None:
+        self.request = request
+        self.source: Source | None = None
+        self.plans: tuple[Planned, ...] = ()
+        self.results: tuple[Built, ...] = ()
+        self.answer: dict[str, bytes] = {}  # of a call: result.json, result.txt
+        self._held = held
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """For which there are images."""
+        return tuple(str(built.platform) for built in self.results)
+
+    def of(self, platform: str) -> Built | None:
+        """The image for a platform."""
+        return next((built for built in self.results if str(built.platform) == platform), None)
+
+    def config(self, platform: str) -> bytes:
+        """An image's configuration as it will be. Raises KeyError for a platform that was not built."""
+        built = self.of(platform)
+        if built is None:
+            raise KeyError(platform)
+        return built.document.raw
+
+    async def close(self) -> None:
+        """Idempotent."""
+        await self._held.aclose()
+
+    async def __aenter__(self) -> Made:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+async def make(builder: Builder, request: BuildRequest, client: Client, sink: Sink) -> Made:
+    """Perform a build, or answer its call. Raises DockerfileError, CommandFailed, ...; then nothing is left.
+
+    A failure carries the Dockerfile as `source` (`frontend.Source`), where it was read, and its lines.
+    """
+    async with AsyncExitStack() as undo:
+        board = Board(sink)
+        frontend = Frontend(builder, request, client, board)
+        undo.push_async_callback(frontend.close)
+        try:
+            made = Made(request, undo)
+            made.source = await frontend.read()
+            made.plans = await frontend.plans()
+            solver = Solver(builder, host=request.host, inputs=frontend.inputs, board=board)
+            undo.push_async_callback(solver.close)
+            made.results = await solve(solver, made.plans)
+        except Exception as error:
+            if frontend.source is not None:
+                error.source = frontend.source  # type: ignore[attr-defined]
+            raise
+        made._held = undo.pop_all()
+        return made
+
+
+async def solve(solver: Solver, plans: Sequence[Planned]) -> tuple[Built, ...]:
+    """All platforms at once."""
+    tasks = [solver.start(planned.outcome.operation) for planned in plans]
+    stacks = await asyncio.gather(*tasks)
+    return tuple(
+        image_of(planned.outcome, stack, planned.platform, planned.epoch)
+        for planned, stack in zip(plans, stacks, strict=True)
+    )
+
+
+async def export(
+    builder: Builder, made: Made, exports: Sequence[Export], client: Client, sink: Sink
+) -> Response:
+    """Give a result away, in every way that is asked for."""
+    exporter = Exporter(builder, client, Board(sink), made.results)
+    response: Response = {}
+    for each in exports:
+        response |= await exporter.run(each)
+    return response
+
+
+async def build(builder: Builder, request: BuildRequest, client: Client, sink: Sink) -> Response:
+    """Both: `make`, then `export` as the request says."""
+    async with await make(builder, request, client, sink) as made:
+        return await export(builder, made, request.exports, client, sink)
