@@ -12,8 +12,9 @@
         Cancelled          the caller went away or changed its mind
         Internal           a defect of ours, or the host failed us
 
-Each carries `message` (for the person at the prompt, in Docker's words where clients match them) and
-`hint` (what to do next, may be empty). No HTTP status, gRPC code or exit code lives here: three tables
+Each carries `message` (for the person at the prompt, in Docker's words where clients match them),
+`hint` (what to do next, may be empty) and `as_docker` (where Docker says it otherwise and less: what the API answers
+then). No HTTP status, gRPC code or exit code lives here: three tables
 translate (`api/router.py`, `cri/server.py`, `cli/main.py`).
 """
 
@@ -23,10 +24,11 @@ from __future__ import annotations
 class SampanError(Exception):
     """The root of every failure that a verb of ours raises on purpose."""
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", as_docker: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.as_docker = as_docker
 
     def __str__(self) -> str:
         return self.message

@@ -9,13 +9,17 @@ from sampan.spec.engine.network import ConnectRequest, DisconnectRequest, Networ
 
 
 async def list_networks(call: Call) -> None:
-    await call.json(await networks.list_networks(call.engine, call.filters()))
+    await call.json(await networks.list_networks(call.engine, call.filters(), version=call.version))
 
 
 async def inspect_network(call: Call) -> None:
     await call.json(
         await networks.inspect_network(
-            call.engine, call.id, verbose=call.flag("verbose"), scope=call.text("scope")
+            call.engine,
+            call.id,
+            verbose=call.flag("verbose"),
+            scope=call.text("scope"),
+            version=call.version,
         )
     )
 

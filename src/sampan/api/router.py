@@ -57,7 +57,9 @@ def status_of(error: Exception) -> int:
 
 def message_of(error: Exception) -> str:
     """What the client is told. A defect of ours says which, without a traceback."""
-    if isinstance(error, errors.SampanError | BadRequest):
+    if isinstance(error, errors.SampanError):
+        return error.as_docker or str(error)
+    if isinstance(error, BadRequest):
         return str(error)
     if (
         isinstance(error, OSError) and error.strerror
@@ -65,6 +67,15 @@ def message_of(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return where + error.strerror[0].lower() + error.strerror[1:]
     return f"internal error: {type(error).__name__}: {error}"
+
+
+def hint_of(error: Exception) -> str:
+    """What to do next; where Docker's words were given instead of ours, ours."""
+    if not isinstance(error, errors.SampanError):
+        return ""
+    if not error.as_docker:
+        return error.hint
+    return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -185,7 +196,7 @@ class Router:
                 status, message_of(error).encode() + b"\n", "text/plain; charset=utf-8"
             )
             return
-        body = encode(ErrorBody(message=message_of(error))) + b"\n"
+        body = encode(ErrorBody(message=message_of(error), hint=hint_of(error))) + b"\n"
         await call.reply.send(status, body)
 
 

@@ -42,7 +42,7 @@ async def show_version(call: Call) -> None:
 
 
 async def show_info(call: Call) -> None:
-    await call.json(await system.info(call.engine))
+    await call.json(await system.info(call.engine, version=call.version))
 
 
 async def disk_usage(call: Call) -> None:

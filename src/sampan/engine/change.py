@@ -115,7 +115,7 @@ async def resize(engine: Engine, ref: str, *, height: int, width: int) -> None:
     container = engine.containers.find(ref)
     shim = container.shim
     if not container.is_running or shim is None:
-        raise Conflict(f"Container {container.id} is not running")
+        raise Conflict(f"container {container.id} is not running")
     await shim.call({"op": "resize", "height": height, "width": width})
     engine.events.tell(
         "container",

@@ -99,6 +99,7 @@ def with_defaults(
         "ipc_mode": host.ipc_mode or _ipc_default(engine, version),
         "cgroupns_mode": host.cgroupns_mode or _cgroupns_default(engine, host, version, is_v2=is_v2),
         "log_config": log,
+        "oom_kill_disable": bool(host.oom_kill_disable) if engine.facts.has_oom_kill_disable else host.oom_kill_disable,
         "runtime": host.runtime or request.runtime or engine.config.default_runtime,
         "restart_policy": host.restart_policy if host.restart_policy.name else RestartPolicy(name="no"),
         "masked_paths": _paths(host.masked_paths, [] if open_paths else MASKED_PATHS),

@@ -75,7 +75,7 @@ def _check_running(container: Container, ref: str = "") -> None:
             f"Container {container.id} is restarting, wait until the container is running"
         )
     if not container.is_running:
-        raise Conflict(f"Container {container.id} is not running")
+        raise Conflict(f"container {container.id} is not running")
     if container.state.paused:
         named = ref or container.id
         raise Conflict(f"Container {named} is paused, unpause the container before exec")
@@ -183,7 +183,7 @@ async def _begin(
     shim = container.shim
     try:
         if shim is None:
-            raise Conflict(f"Container {container.id} is not running")
+            raise Conflict(f"container {container.id} is not running")
         process = await engine.run_blocking(_process, engine, container, config)
         request: dict[str, Any] = {
             "op": "exec",
@@ -305,7 +305,7 @@ async def capture(
     """Run a command and return its exit code and output; TimeoutError after it was killed for taking too long."""
     shim = container.shim
     if shim is None:
-        raise Conflict(f"Container {container.id} is not running")
+        raise Conflict(f"container {container.id} is not running")
     exec_id = ids.new_id()
     config = ExecConfig(cmd=argv, attach_stdout=True, attach_stderr=True)
     process = await engine.run_blocking(_process, engine, container, config)
@@ -345,7 +345,7 @@ async def resize(engine: Engine, exec_id: str, *, height: int, width: int) -> No
             raise Conflict(f"exec command {exec_id} is not running")
         await asyncio.sleep(0.01)
     if container.shim is None:
-        raise Conflict(f"Container {container.id} is not running")
+        raise Conflict(f"container {container.id} is not running")
     await container.shim.call(
         {"op": "resize", "height": height, "width": width, "exec_id": exec_id}
     )

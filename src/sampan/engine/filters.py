@@ -15,7 +15,7 @@ def check_filters(filters: Filters, allowed: Iterable[str]) -> None:
     known = frozenset(allowed)
     for key in filters:
         if key not in known:
-            raise InvalidArgument(f"Invalid filter '{key}'")
+            raise InvalidArgument(f"invalid filter '{key}'")
 
 
 def matches_labels(labels: Mapping[str, str], wanted: Sequence[str]) -> bool:
@@ -47,9 +47,9 @@ def one_bool(filters: Filters, key: str) -> bool | None:
         elif word in ("0", "f", "false"):
             truths.add(False)
         else:
-            raise InvalidArgument(f"Invalid filter '{key}=[{value}]'")
+            raise InvalidArgument(f"invalid filter '{key}=[{value}]'")
     if len(truths) > 1:
-        raise InvalidArgument(f"Invalid filter '{key}={values}'")
+        raise InvalidArgument(f"invalid filter '{key}={values}'")
     return truths.pop()
 
 

@@ -125,9 +125,8 @@ def _row(
         tags = [t for t in tags if any(matches_reference(t, p) for p in patterns)]
         names = {tag.rpartition(":")[0] for tag in tags}
         digests = [d for d in digests if d.partition("@")[0] in names]
-    if version < (1, 43):
-        tags = tags or ["<none>:<none>"]
-        digests = digests or ["<none>@<none>"]
+    if version < (1, 43) and not tags and not digests:
+        tags, digests = ["<none>:<none>"], ["<none>@<none>"]
     shared_bytes = -1
     if shared is not None:
         shared_bytes = sum(catalog.layer_size(c) for c in image.chain_ids if shared[c] > 1)
@@ -189,7 +188,7 @@ def inspect_body(
         container_config=ContainerConfig() if old else None,
         docker_version=document.docker_version,
         author=document.author,
-        config=config,
+        config=_config_body(config, document.config),
         architecture=document.architecture,
         variant=document.variant,
         os=document.os,
@@ -202,6 +201,14 @@ def inspect_body(
         descriptor=descriptor(image) if version >= (1, 48) else None,
         manifests=[_manifest_row(image, None)] if manifests else None,
     )
+
+
+def _config_body(config: ContainerConfig, stored: RunConfig) -> dict[str, Any]:
+    """As a container's, but labels that the image does not have are null."""
+    body: dict[str, Any] = msgspec.to_builtins(config)
+    if stored.labels is None:
+        body["Labels"] = None
+    return body
 
 
 def _last_comment(image: Image) -> str:

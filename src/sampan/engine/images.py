@@ -15,7 +15,7 @@ from sampan.engine import image_views
 from sampan.engine.commit import commit
 from sampan.engine.filters import Filters, accepts_labels, check_filters, one_bool, until_ns
 from sampan.engine.pipes import ByteInlet, ByteOutlet
-from sampan.errors import Conflict, InvalidArgument, NotFound
+from sampan.errors import Conflict, InvalidArgument
 from sampan.images import archive, builtin, remote, removal, rootfs
 from sampan.images import history as histories
 from sampan.images import push as pushes
@@ -429,10 +429,7 @@ async def inspect(
     manifests: bool = False,
     version: tuple[int, int] = (1, 51),
 ) -> ImageInspect:
-    try:
-        image = await resolve(engine, name, platform=platform)
-    except NotFound as error:
-        raise NotFound(f"no such image: {name}: {error.message}", hint=error.hint) from None
+    image = await resolve(engine, name, platform=platform)
     return await engine.run_blocking(
         image_views.inspect_body, engine, image, manifests=manifests, version=version
     )

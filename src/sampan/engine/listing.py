@@ -57,13 +57,15 @@ async def select(
 def _check_values(filters: Filters) -> None:
     for word in filters.get("status", ()):
         if word not in tuple(Status):
-            raise InvalidArgument(f"Invalid filter 'status={word}'")
+            raise InvalidArgument(f"invalid filter 'status={word}'")
     for word in filters.get("health", ()):
         if word not in HEALTH_WORDS:
-            raise InvalidArgument(f"Invalid filter 'health={word}'")
+            raise InvalidArgument(f"unrecognized filter value for health: {word}")
     for word in filters.get("exited", ()):
         if parse_int(word) is None:
-            raise InvalidArgument(f'strconv.Atoi: parsing "{word}": invalid syntax')
+            raise InvalidArgument(
+                f"invalid filter 'exited={word}': strconv.Atoi: parsing \"{word}\": invalid syntax"
+            )
     one_bool(filters, "is-task")
 
 
@@ -81,7 +83,7 @@ def _created(engine: Engine, ref: str) -> int:
     try:
         return engine.containers.find(ref).record.created_ns
     except NotFound:
-        raise NotFound(f"no such container {ref}") from None
+        raise NotFound(f"No such container: {ref}") from None
 
 
 def _within(container: Container, bounds: tuple[int, int]) -> bool:

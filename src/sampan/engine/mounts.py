@@ -348,7 +348,7 @@ def from_tmpfs(destination: str, options: str) -> MountRecord:
     for word in words:
         key, equals, _ = word.partition("=")
         if (key not in _TMPFS_DATA) if equals else (word not in _TMPFS_FLAGS):
-            raise InvalidArgument(f'invalid tmpfs option ["{word}"]')
+            raise InvalidArgument(f'invalid tmpfs option "{word}"')
     return MountRecord(
         type="tmpfs",
         destination=cleaned,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sampan.engine.network_checks import check_endpoint
 from sampan.engine.records import ContainerRecord
 from sampan.errors import InvalidArgument, NotFound
 from sampan.network import files
@@ -70,25 +71,20 @@ async def resolve_wishes(
         own = msgspec.structs.replace(own, mac_address=record.config.mac_address)
     networks = {mode: own, **wishes}
     for name, wish in networks.items():
-        _check_wish(name, wish)
+        _check_wish(engine, name, wish)
     return msgspec.structs.replace(record, networks=networks), []
 
 
-def _check_wish(name: str, wish: EndpointSettings) -> None:
-    """Only networks of the user's own have names and addresses to choose."""
-    if mode_kind(name) != "networks" or name == "bridge":
-        if (
-            name != "bridge"
-            and wish.ipam_config
-            and (wish.ipam_config.ipv4_address or wish.ipam_config.ipv6_address)
-        ):
-            raise InvalidArgument(
-                "user specified IP address is supported on user defined networks only"
-            )
-        if name == "bridge" and wish.ipam_config and wish.ipam_config.ipv4_address:
-            raise InvalidArgument(
-                "user specified IP address is supported on user defined networks only"
-            )
+def _check_wish(engine: Engine, name: str, wish: EndpointSettings) -> None:
+    """The network may not be there yet: then only what is wrong in itself is refused."""
+    try:
+        network = engine.networks.find(name)
+    except (NotFound, InvalidArgument):
+        network = None
+    try:
+        check_endpoint(name, wish, network)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"invalid config for network {name}: {error.message}") from None
 
 
 # -- start -----------------------------------------------------------------------------------------
@@ -150,7 +146,7 @@ def endpoint_wish(
         links=_links(engine, wish.links or [], may_miss=True)
         | _links(engine, record.host_config.links or []),
         driver_options=dict(wish.driver_opts or {}),
-        gateway_priority=wish.gw_priority,
+        gateway_priority=wish.gw_priority or 0,
     )
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from sampan.engine import networking, resources
 from sampan.engine.filters import Filters, accepts_labels, check_filters, one_bool, until_ns
+from sampan.engine.network_checks import check_endpoint, check_ipam
 from sampan.errors import Conflict, Internal, InvalidArgument, NotFound, SampanError
 from sampan.network.records import NetworkRecord, NetworkSpec, PoolSpec
 from sampan.spec.engine.container import EndpointSettings
@@ -39,7 +40,9 @@ PRUNE_FILTERS = ("until", "label", "label!")
 # -- looking ---------------------------------------------------------------------------------------
 
 
-async def list_networks(engine: Engine, filters: Filters) -> list[NetworkInspect]:
+async def list_networks(
+    engine: Engine, filters: Filters, *, version: tuple[int, int] = (1, 51)
+) -> list[NetworkInspect]:
     check_filters(filters, LIST_FILTERS)
     dangling = one_bool(filters, "dangling")
     for word in filters.get("type", ()):
@@ -52,7 +55,7 @@ async def list_networks(engine: Engine, filters: Filters) -> list[NetworkInspect
             continue
         if dangling is not None and (record.predefined or record.id in used) == dangling:
             continue
-        rows.append(_body(record, {}))
+        rows.append(_body(record, {}, version))
     return rows
 
 
@@ -84,7 +87,12 @@ def _used_networks(engine: Engine) -> set[str]:
 
 
 async def inspect_network(
-    engine: Engine, ref: str, *, verbose: bool = False, scope: str = ""
+    engine: Engine,
+    ref: str,
+    *,
+    verbose: bool = False,
+    scope: str = "",
+    version: tuple[int, int] = (1, 51),
 ) -> NetworkInspect:
     record = engine.networks.find(ref)
     if scope and scope != record.spec.scope:
@@ -100,10 +108,12 @@ async def inspect_network(
         )
         for e in engine.networks.endpoints(record.id)
     }
-    return _body(record, members)
+    return _body(record, members, version)
 
 
-def _body(record: NetworkRecord, members: dict[str, EndpointResource]) -> NetworkInspect:
+def _body(
+    record: NetworkRecord, members: dict[str, EndpointResource], version: tuple[int, int]
+) -> NetworkInspect:
     spec = record.spec
     pools = [
         IpamConfig(
@@ -120,12 +130,12 @@ def _body(record: NetworkRecord, members: dict[str, EndpointResource]) -> Networ
         created=record.created,
         scope=spec.scope,
         driver=spec.driver,
-        enable_ipv4=spec.enable_ipv4,
+        enable_ipv4=spec.enable_ipv4 if version >= (1, 48) else None,
         enable_ipv6=spec.enable_ipv6,
         ipam=Ipam(
             driver=spec.ipam_driver or "default",
             options=dict(spec.ipam_options) or None,
-            config=pools,
+            config=pools or None,
         ),
         internal=spec.internal,
         attachable=spec.attachable,
@@ -143,6 +153,7 @@ def _body(record: NetworkRecord, members: dict[str, EndpointResource]) -> Networ
 
 async def create_network(engine: Engine, request: NetworkCreateRequest) -> NetworkCreateResponse:
     ipam = request.ipam or Ipam()
+    check_ipam(ipam.config or (), ipv6=bool(request.enable_ipv6))
     spec = NetworkSpec(
         name=request.name,
         driver=request.driver or "bridge",
@@ -233,6 +244,7 @@ async def connect(engine: Engine, ref: str, request: ConnectRequest) -> None:
     record = engine.networks.find(ref)
     container = engine.containers.find(request.container)
     wish = request.endpoint_config or EndpointSettings()
+    check_endpoint(record.name, wish, record)
     async with container.lock:
         mode = networking.mode_kind(container.record.host_config.network_mode)
         _refuse_connect(container, mode, record)

@@ -54,7 +54,7 @@ async def unpublish(engine: Engine, ref: str, port: str) -> None:
 
 def _check_running(container: Container) -> None:
     if not container.is_running:
-        raise Conflict(f"Container {container.id} is not running")
+        raise Conflict(f"container {container.id} is not running")
 
 
 def _refresh(engine: Engine, container: Container) -> Bindings:

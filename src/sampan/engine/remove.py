@@ -79,20 +79,13 @@ def _refuse(container: Container, ref: str, *, force: bool) -> None:
     if force:
         return
     state = container.state
+    subject = f'cannot remove container "/{container.record.name}"'
     if state.paused:
+        raise Conflict(f"{subject}: container is paused and must be unpaused first")
+    if state.is_running or state.restarting:
+        word = "running" if state.is_running else "restarting"
         raise Conflict(
-            f"You cannot remove a paused container {container.id}. "
-            "Unpause and then stop the container before attempting removal or force remove"
-        )
-    if state.is_running:
-        raise Conflict(
-            f"You cannot remove a running container {container.id}. "
-            "Stop the container before attempting removal or force remove"
-        )
-    if state.restarting:
-        raise Conflict(
-            f"You cannot remove a restarting container {container.id}. "
-            "Stop the container before attempting removal or force remove"
+            f"{subject}: container is {word}: stop the container before removing or force remove"
         )
 
 

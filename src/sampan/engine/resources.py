@@ -385,8 +385,8 @@ def _joined_namespaces(engine: Engine, record: ContainerRecord) -> dict[str, str
             raise Conflict(f"cannot join {kind} of a non running container: {peer.id}")
         if kind == "ipc" and peer.record.host_config.ipc_mode not in ("shareable", "host"):
             raise Conflict(
-                f"can't join IPC of container {peer.id}: non-shareable IPC (hint: use IpcMode:shareable "
-                "for the donor container)"
+                f"failed to join IPC namespace: container {peer.id}: non-shareable IPC "
+                "(hint: use IpcMode:shareable for the donor container)"
             )
         found[kind] = f"/proc/{peer.state.pid}/ns/{_PROC_NAMES[kind]}"
     return found

@@ -511,8 +511,8 @@ def _sysctls(spec: Spec, record: ContainerRecord, sources: Sources, facts: Share
     for name in host.sysctls:
         if name.startswith(("net.", "net/")) and host.network_mode == "host":
             raise InvalidArgument(
-                "failed to create shim task: OCI runtime create failed: runc create failed: "
-                f'sysctl "{name}" not allowed in host network namespace: unknown'
+                "failed to create task for container: failed to create shim task: "
+                f'OCI runtime create failed: runc create failed: sysctl "{name}" not allowed in host network namespace: unknown'
             )
     settings |= host.sysctls
     if settings:

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from sampan.spec.runtime import Spec
 
 GONE_TIMEOUT_S = 30.0
-CREATE_FAILED = "failed to create shim task: OCI runtime create failed: runc create failed: "
+CREATE_FAILED = (
+    "failed to create task for container: failed to create shim task: "
+    "OCI runtime create failed: runc create failed: "
+)
 
 
 async def start(engine: Engine, ref: str, *, detach_keys: str = "") -> None:

@@ -186,7 +186,7 @@ async def top(engine: Engine, ref: str, ps_args: str = DEFAULT_PS_ARGS) -> TopRe
     container = engine.containers.find(ref)
     arguments = check_ps_args(ps_args or DEFAULT_PS_ARGS)
     if not container.is_running:
-        raise Conflict(f"Container {container.id} is not running")
+        raise Conflict(f"container {container.id} is not running")
     if container.state.restarting:
         raise Conflict(
             f"Container {container.id} is restarting, wait until the container is running"
@@ -207,7 +207,7 @@ def _pids(engine: Engine, container: Container) -> set[int]:
     try:
         return set(manager.pids(recursive=True))
     except FileNotFoundError:
-        raise Conflict(f"Container {container.id} is not running") from None
+        raise Conflict(f"container {container.id} is not running") from None
 
 
 def check_ps_args(text: str) -> list[str]:

@@ -144,19 +144,21 @@ async def restart(
 # -- kill ------------------------------------------------------------------------------------------
 
 
+def _kill_signal(text: str) -> int:
+    if (asked := parse_uint(text)) is not None and asked > SIGRTMAX:
+        raise InvalidArgument(f"the linux daemon does not support signal {asked}")
+    return parse_signal(text)
+
+
 async def kill(engine: Engine, ref: str, *, signal: str = "KILL") -> None:
     """Send a signal to process 1. SIGKILL goes to everything in the container and is waited for."""
-    if (asked := parse_uint(signal)) is not None and asked > SIGRTMAX:
-        raise InvalidArgument(
-            f"Cannot kill container: {ref}: The linux daemon does not support signal {asked}"
-        )
-    number = parse_signal(signal or "KILL")
     try:
+        number = _kill_signal(signal or "KILL")
         container = engine.containers.find(ref)
-    except NotFound as error:
-        raise NotFound(f"Cannot kill container: {ref}: {error.message}") from None
-    if not container.is_running:
-        raise Conflict(f"Cannot kill container: {ref}: Container {container.id} is not running")
+        if not container.is_running:
+            raise Conflict(f"container {container.id} is not running")
+    except SampanError as error:
+        raise type(error)(f"cannot kill container: {ref}: {error.message}") from None
     stops = number == SIGKILL or number == _stop_signal(container, "")
     if stops:
         container.save_state(manually_stopped=True)
@@ -203,7 +205,7 @@ async def pause(engine: Engine, ref: str) -> None:
     async with container.lock:
         shim = container.shim
         if not container.is_running or shim is None:
-            raise Conflict(f"Container {container.id} is not running")
+            raise Conflict(f"container {container.id} is not running")
         if container.state.paused:
             raise Conflict(f"Container {container.id} is already paused")
         await shim.call({"op": "pause"})

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 API_VERSION = "1.51"
 LOG_DRIVERS = ["json-file", "local", "none"]
 NETWORK_DRIVERS = ["bridge", "host", "ipvlan", "macvlan", "null"]
+RUNTIMES = ("io.containerd.runc.v2", "runc", "sampan")
 DEFAULT_INDEX = "docker.io"
 
 
@@ -77,7 +78,7 @@ async def version(engine: Engine) -> Version:
 # -- info ------------------------------------------------------------------------------------------
 
 
-async def info(engine: Engine) -> Info:
+async def info(engine: Engine, *, version: tuple[int, int] = (1, 51)) -> Info:
     config, facts = engine.config, engine.facts
     running = sum(c.is_running and not c.state.paused for c in engine.containers)
     paused = sum(c.state.paused for c in engine.containers)
@@ -126,14 +127,15 @@ async def info(engine: Engine) -> Info:
         labels=list(config.labels),
         experimental_build=config.experimental,
         server_version=__version__,
-        runtimes={name: RuntimeInfo(path="sampan-oci") for name in ("runc", "sampan")},
+        runtimes={name: RuntimeInfo(path="sampan-oci") for name in RUNTIMES},
         default_runtime=engine.config.default_runtime,
         live_restore_enabled=True,
         init_binary="sampan-init",
-        containerd_commit=Commit(id=__version__),
-        runc_commit=Commit(id=__version__),
-        init_commit=Commit(id=__version__),
-        security_options=_security_options(engine),
+        containerd_commit=_commit(version),
+        runc_commit=_commit(version),
+        init_commit=_commit(version),
+        security_options=_security_options(engine, version),
+        execution_driver="<not supported>" if version < (1, 25) else "",
         default_address_pools=[
             AddressPool(base=pool.base, size=pool.size) for pool in config.address_pools
         ]
@@ -205,7 +207,12 @@ def _registry_config(engine: Engine) -> RegistryConfig:
     )
 
 
-def _security_options(engine: Engine) -> list[str]:
+def _commit(version: tuple[int, int]) -> Commit:
+    """Before 1.49 with the commit that was expected: the same, since it is all one program."""
+    return Commit(id=__version__, expected=__version__ if version < (1, 49) else "")
+
+
+def _security_options(engine: Engine, version: tuple[int, int]) -> list[str]:
     options = []
     if engine.facts.has_apparmor:
         options.append("name=apparmor")
@@ -218,6 +225,8 @@ def _security_options(engine: Engine) -> list[str]:
         options.append("name=no-new-privileges")
     if engine.facts.cgroup_version == 2 or engine.config.default_cgroupns_mode == "private":
         options.append("name=cgroupns")
+    if version < (1, 25):  # names alone
+        return [text.removeprefix("name=").partition(",")[0] for text in options]
     return options
 
 
@@ -230,10 +239,6 @@ def _warnings(engine: Engine) -> list[str] | None:
         (facts.has_cpu_shares, "WARNING: No cpu shares support"),
         (facts.has_cpuset, "WARNING: No cpuset support"),
         (facts.has_pids_limit, "WARNING: No pids limit support"),
-        (
-            facts.has_blkio_weight or facts.cgroup_version == 2,
-            "WARNING: No blkio weight support",
-        ),
     )
     return [text for has, text in table if not has] or None
 

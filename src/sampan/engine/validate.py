@@ -167,9 +167,9 @@ def _namespaces(request: CreateRequest) -> None:
     )
     for name, mode, known in modes:
         if mode not in known and not (mode.startswith("container:") and len(mode) > 10):
-            raise InvalidArgument(f"Invalid {name} mode: {mode}")
+            raise InvalidArgument(f"invalid {name} mode: {mode}")
     if host.uts_mode not in ("", "host"):
-        raise InvalidArgument(f"Invalid UTS mode: {host.uts_mode}")
+        raise InvalidArgument(f"invalid UTS mode: {host.uts_mode}")
     if host.uts_mode == "host" and request.hostname:
         raise InvalidArgument("conflicting options: hostname and the UTS mode")
     if host.cgroupns_mode not in ("", "private", "host"):
@@ -238,7 +238,7 @@ def _ports(request: CreateRequest) -> None:
 def _runtime(request: CreateRequest) -> None:
     runtime = request.host_config.runtime
     if runtime not in KNOWN_RUNTIMES:
-        raise InvalidArgument(f"Unknown runtime specified {runtime}")
+        raise InvalidArgument(f"unknown or invalid runtime name: {runtime}")
 
 
 def _log_driver(request: CreateRequest) -> None:
@@ -267,7 +267,9 @@ def _log_numbers(options: dict[str, str]) -> None:
         try:
             parse_size(options["max-size"])
         except InvalidArgument as error:
-            raise InvalidArgument(f"failed to initialize logging driver: {error}") from None
+            raise InvalidArgument(
+                f"failed to create task for container: failed to initialize logging driver: {error}"
+            ) from None
     if options.get("mode", "blocking") not in ("blocking", "non-blocking"):
         raise InvalidArgument(f"logger: logging mode not supported: {options['mode']}")
     if "max-buffer-size" in options:
@@ -514,7 +516,7 @@ def settle_resources(wanted: HostConfig, facts: SharedFacts) -> tuple[HostConfig
 def check_merged(config: ContainerConfig) -> None:
     """What only shows once the image's part is there."""
     if not (config.entrypoint or config.cmd):
-        raise InvalidArgument("No command specified")
+        raise InvalidArgument("no command specified")
     check_working_dir(config.working_dir)
     check_healthcheck(config.healthcheck)
     if config.stop_signal:

@@ -50,7 +50,8 @@ async def inspect(
     record = container.record
     directory = engine.container_dir(record.id)
     # A container in another's network namespace has that one's files.
-    has_files = not record.host_config.network_mode.startswith("container:")
+    was_started = bool(container.state.started_ns)
+    has_files = was_started and not record.host_config.network_mode.startswith("container:")
     sizes = await engine.run_blocking(sizes_of, engine, container) if size else (None, None)
     log_type = record.host_config.log_config.type
     return ContainerInspect(
@@ -63,7 +64,7 @@ async def inspect(
         resolv_conf_path=f"{directory}/resolv.conf" if has_files else "",
         hostname_path=f"{directory}/hostname" if has_files else "",
         hosts_path=f"{directory}/hosts" if has_files else "",
-        log_path=log_path(engine, record) if log_type == "json-file" else "",
+        log_path=log_path(engine, record) if was_started and log_type == "json-file" else "",
         name=f"/{record.name}",
         restart_count=container.state.restart_count,
         driver=record.driver,
@@ -163,17 +164,17 @@ def mount_point(mount: MountRecord) -> MountPoint:
     )
 
 
-def endpoints_of(container: Container) -> dict[str, EndpointSettings]:
+def endpoints_of(container: Container, version: Version) -> dict[str, EndpointSettings]:
     """Facts where there are some, otherwise the wishes."""
-    return {**container.record.networks, **container.state.endpoints}
+    endpoints = {**container.record.networks, **container.state.endpoints}
+    if version >= (1, 48):
+        return endpoints
+    return {name: _older(container, value, version) for name, value in endpoints.items()}
 
 
 def network_settings(container: Container, version: Version) -> NetworkSettings:
     state = container.state
-    networks = {
-        name: _with_old_aliases(container, settings, version)
-        for name, settings in endpoints_of(container).items()
-    }
+    networks = endpoints_of(container, version)
     settings = NetworkSettings(
         sandbox_id=state.sandbox_id,
         sandbox_key=state.sandbox_key,
@@ -196,10 +197,9 @@ def network_settings(container: Container, version: Version) -> NetworkSettings:
     )
 
 
-def _with_old_aliases(
-    container: Container, settings: EndpointSettings, version: Version
-) -> EndpointSettings:
-    """Before 1.45 the short id was among the aliases of networks with names."""
+def _older(container: Container, settings: EndpointSettings, version: Version) -> EndpointSettings:
+    """1.48 brought GwPriority; before 1.45 the short id was among the aliases of networks with names."""
+    settings = msgspec.structs.replace(settings, gw_priority=msgspec.UNSET)
     if version >= (1, 45) or not settings.dns_names:
         return settings
     short = ids.short_id(container.id)
@@ -238,15 +238,15 @@ async def list_containers(
     now = time.time_ns()
     rows = []
     for container in chosen:
-        row = summary(container, now)
+        row = summary(container, now, version)
         if size:
             own, total = await engine.run_blocking(sizes_of, engine, container)
-            row = msgspec.structs.replace(row, size_rw=own, size_root_fs=total)
+            row = msgspec.structs.replace(row, size_rw=own or None, size_root_fs=total or None)
         rows.append(row)
     return rows
 
 
-def summary(container: Container, now_ns: int) -> ContainerSummary:
+def summary(container: Container, now_ns: int, version: Version) -> ContainerSummary:
     record, state = container.record, container.state
     return ContainerSummary(
         id=record.id,
@@ -263,7 +263,7 @@ def summary(container: Container, now_ns: int) -> ContainerSummary:
             network_mode=record.host_config.network_mode,
             annotations=record.host_config.annotations,
         ),
-        network_settings=SummaryNetworkSettings(networks=endpoints_of(container)),
+        network_settings=SummaryNetworkSettings(networks=endpoints_of(container, version)),
         mounts=[mount_point(mount) for mount in record.mounts if is_shown(mount)],
     )
 

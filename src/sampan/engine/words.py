@@ -42,9 +42,15 @@ def as_runtime_error(error: SampanError, prefix: str) -> SampanError:
     code = getattr(error, "exit_code", 0)
     if not code:
         return error
-    wrapped: Any = type(error)(
-        f"{prefix}unable to start container process: {error.message}: unknown", hint=error.hint
-    )
+    message = f"{prefix}unable to start container process: {error.message}: unknown"
+    if "is a directory" in message:
+        message += ": permission denied"  # the command line takes 126 from these words
+    elif "not a directory" in message:
+        message += (
+            ": Are you trying to mount a directory onto a file (or vice-versa)? "
+            "Check if the specified host path exists and is the expected type"
+        )
+    wrapped: Any = type(error)(message, hint=error.hint)
     wrapped.exit_code = code
     wrapped.step = getattr(error, "step", "")
     wrapped.errno = getattr(error, "errno", 0)
@@ -58,7 +64,7 @@ def parse_signal(text: str) -> int:
     if number is not None:
         if 0 < number <= SIGRTMAX:
             return number
-        raise InvalidArgument(f"Invalid signal: {text}")
+        raise InvalidArgument(f"invalid signal: {text}")
     name = text.upper().removeprefix("SIG")
     if name in _SIGNALS:
         return _SIGNALS[name]
@@ -69,7 +75,7 @@ def parse_signal(text: str) -> int:
             offset = parse_uint(name[len(base) + 1 :], highest=SIGRTMAX - SIGRTMIN)
             if offset is not None:
                 return start + sign * offset
-    raise InvalidArgument(f"Invalid signal: {text}")
+    raise InvalidArgument(f"invalid signal: {text}")
 
 
 def normal_capability(text: str) -> str:

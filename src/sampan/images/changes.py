@@ -34,7 +34,7 @@ def apply_changes(config: RunConfig, changes: Iterable[str]) -> RunConfig:
                 continue
             change = _CHANGES.get(name.upper())
             if change is None:
-                raise InvalidArgument(f"{name.lower()} is not a valid change command")
+                raise InvalidArgument(f"{name.upper()} is not a valid change command")
             config = change(config, rest.strip())
     return config
 

@@ -61,15 +61,10 @@ class Members:
         members = cls(blobs, hold)
         with ReadAhead(decompress.open_stream(stream)) as ahead:
             reader = TarReader(ahead, LIMITS)
-            try:
-                for entry in reader:
-                    cancel.check()
-                    members._keep(reader, entry, cancel)
-                reader.drain()  # a compressed archive is whole only when its last byte was right
-            except TarError as error:
-                if not members._files:
-                    raise InvalidArgument(f"invalid tar header: {error}") from None
-                raise
+            for entry in reader:
+                cancel.check()
+                members._keep(reader, entry, cancel)
+            reader.drain()  # a compressed archive is whole only when its last byte was right
         if not members._files:
             raise InvalidArgument("invalid archive: it is empty")
         return members

@@ -323,7 +323,7 @@ class _Translating:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, ConnectionFailed):
-            raise out_of_reach(error) from error.__cause__
+            out_of_reach(error)
         if isinstance(error, SampanError):
             translated = as_failure(error, self._reference)
             if translated is not error:
@@ -333,8 +333,9 @@ class _Translating:
 
 
 def out_of_reach(error: ConnectionFailed) -> ConnectionFailed:
-    """No registry answered: say what there is without one, in the message itself, which every client shows."""
-    return ConnectionFailed(f"{error.message}\n({offline_hint()})")
+    """No registry answered: say what there is without one."""
+    error.hint = error.hint or offline_hint()
+    return error
 
 
 def disk_failure(error: OSError) -> SampanError:

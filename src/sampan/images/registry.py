@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -152,15 +153,20 @@ class Registry:
             authorization = keyring.header(scopes) if private else ""
             if authorization:
                 wanted["Authorization"] = authorization
-            response = self.transport.request(
-                method,
-                url,
-                headers=wanted,
-                body=body,
-                verify=endpoint.verify,
-                retry=retry,
-                attempts=attempts,
-            )
+            try:
+                response = self.transport.request(
+                    method,
+                    url,
+                    headers=wanted,
+                    body=body,
+                    verify=endpoint.verify,
+                    retry=retry,
+                    attempts=attempts,
+                )
+            except ConnectionFailed as error:
+                if private:  # told as of the registry's front door, where Docker knocks first
+                    error.message = f'Get "{endpoint.base}/v2/": {error.why or error.message}'
+                raise
             if response.status != 401 or attempt == 2 or not private:
                 break
             if not same_origin(response.url, endpoint.base):
@@ -205,7 +211,7 @@ def _better(first: SampanError | None, last: SampanError) -> SampanError:
     """Which of two failures to report: an answer says more than no answer, TLS more than a refused port."""
     if first is None or not isinstance(last, ConnectionFailed):
         return last
-    return first
+    return first if isinstance(first.__cause__, ssl.SSLError) else last
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,14 @@ _IDLE_PER_HOST = 8
 
 
 class ConnectionFailed(Unavailable):
-    """No HTTP answer at all: name, route, TLS or time. The next endpoint may do better."""
+    """No HTTP answer at all: name, route, TLS or time. The next endpoint may do better.
+
+    `why` is the message without the request that it happened to.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", why: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.why = why
 
 
 class Body(Protocol):
@@ -281,9 +288,8 @@ class Transport:
             give_back(False)
             self.cancel.check()
             shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
-            raise ConnectionFailed(
-                f'{method.capitalize()} "{shown}": {describe(error, parts.netloc)}'
-            ) from error
+            why = describe(error, parts.netloc)
+            raise ConnectionFailed(f'{method.capitalize()} "{shown}": {why}', why=why) from error
         return Response(answer, url, give_back, self.cancel)
 
     # --- connections -------------------------------------------------------------------------------
@@ -400,7 +406,7 @@ def is_final(error: BaseException | None) -> bool:
 def describe(error: BaseException, host: str = "") -> str:
     """The failure in the words of Docker's users."""
     if isinstance(error, socket.gaierror):
-        return f"dial tcp: lookup {host.rpartition('@')[2].partition(':')[0]}: no such host"
+        return f"dial tcp: lookup {_host_name(host)}{_asked_server()}: no such host"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"tls: failed to verify certificate: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
@@ -410,12 +416,42 @@ def describe(error: BaseException, host: str = "") -> str:
     if isinstance(error, TimeoutError):
         return "net/http: timeout awaiting response"
     if isinstance(error, ConnectionRefusedError):
-        return f"dial tcp {host}: connect: connection refused"
+        return f"dial tcp {_first_address(host)}: connect: connection refused"
     if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead):
         return "unexpected EOF"
     if isinstance(error, OSError) and error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH}:
-        return f"dial tcp {host}: connect: network is unreachable"
+        return f"dial tcp {_first_address(host)}: connect: network is unreachable"
     return str(error) or type(error).__name__
+
+
+def _host_name(netloc: str) -> str:
+    return urlsplit(f"//{netloc}").hostname or netloc
+
+
+def _asked_server() -> str:
+    """' on SERVER:53', as far as resolv.conf(5) names one."""
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return ""
+    servers = [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
+    return f" on {_with_port(servers[0], 53)}" if servers else ""
+
+
+def _first_address(netloc: str) -> str:
+    """Address and port that were dialled first; the name itself where it cannot be looked up."""
+    parts = urlsplit(f"//{netloc}")
+    try:
+        port = parts.port or 443
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return netloc
+    return _with_port(str(found[0][4][0]), port)
+
+
+def _with_port(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _connect(connection: http.client.HTTPConnection, idle_timeout_s: float) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from sampan.linux.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 from sampan.linux.syscalls import openat2
 from sampan.storage.tar import (
+    AS_CUT_OFF,
     BLOCK_DEVICE,
     CHAR,
     DIRECTORY,
@@ -528,7 +529,9 @@ def _write_sparse(fd: int, entry: Entry, reader: TarReader) -> None:
         while length:
             piece = reader.piece(min(length, 1 << 20))
             if not piece:
-                raise TarError("unexpected end of the archive", entry=entry.name)
+                raise TarError(
+                    "unexpected end of the archive", entry=entry.name, as_docker=AS_CUT_OFF
+                )
             length -= len(piece)
             while piece:
                 piece = piece[os.write(fd, piece) :]

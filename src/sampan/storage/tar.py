@@ -67,11 +67,21 @@ class Limits(NamedTuple):
 DEFAULT_LIMITS = Limits()
 
 
+# What Go's archive/tar, and so Docker, says of any archive that ends early or has a header that is none.
+AS_CUT_OFF = "unexpected EOF"
+AS_BAD_HEADER = "archive/tar: invalid tar header"
+
+
 class TarError(InvalidArgument):
     """The archive is malformed, or asks for more than its limits. Names the entry where there is one."""
 
     def __init__(
-        self, problem: str, *, entry: bytes | None = None, offset: int | None = None
+        self,
+        problem: str,
+        *,
+        entry: bytes | None = None,
+        offset: int | None = None,
+        as_docker: str = "",
     ) -> None:
         self.problem = problem
         self.entry = entry
@@ -79,7 +89,7 @@ class TarError(InvalidArgument):
         where = "" if entry is None else f" entry {show(entry)}"
         if offset is not None:
             where += f" at byte {offset}"
-        super().__init__(f"invalid tar{where or ' archive'}: {problem}")
+        super().__init__(f"invalid tar{where or ' archive'}: {problem}", as_docker=as_docker)
 
 
 class Entry:

@@ -20,6 +20,8 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from sampan.storage.tar import (
+    AS_BAD_HEADER,
+    AS_CUT_OFF,
     BLOCK,
     BLOCK_DEVICE,
     CHAR,
@@ -101,7 +103,10 @@ class TarReader:
                 entry = self._parse(block, start, pending)
             except ValueError as error:
                 raise TarError(
-                    str(error), entry=pending.name or _name_of(block), offset=start
+                    str(error),
+                    entry=pending.name or _name_of(block),
+                    offset=start,
+                    as_docker=AS_BAD_HEADER,
                 ) from None
             if entry is not None:
                 break
@@ -185,7 +190,9 @@ class TarReader:
         while len(self._buffer) - self._position < size:
             if not self._more():
                 raise TarError(
-                    f"unexpected end of the archive in {what}", offset=self._base + self._position
+                    f"unexpected end of the archive in {what}",
+                    offset=self._base + self._position,
+                    as_docker=AS_CUT_OFF,
                 )
         data = self._buffer[self._position : self._position + size]
         self._position += size
@@ -213,7 +220,9 @@ class TarReader:
 
     def _cut_off(self) -> TarError:
         return TarError(
-            "unexpected end of the archive", entry=self._current.name if self._current else None
+            "unexpected end of the archive",
+            entry=self._current.name if self._current else None,
+            as_docker=AS_CUT_OFF,
         )
 
     # -- headers -------------------------------------------------------------------------------------------------
@@ -224,7 +233,9 @@ class TarReader:
             if self._position == len(self._buffer) and not pending.started:
                 return None
             raise TarError(
-                "unexpected end of the archive in a header", offset=self._base + self._position
+                "unexpected end of the archive in a header",
+                offset=self._base + self._position,
+                as_docker=AS_CUT_OFF,
             )
         block = self._buffer[self._position : self._position + BLOCK]
         self._position += BLOCK

@@ -602,8 +602,13 @@ def test_scratch_is_a_reserved_name(puller: Puller) -> None:
 
 
 def test_an_unreachable_registry_names_what_works_offline(puller: Puller) -> None:
-    with pytest.raises(ConnectionFailed, match="sampan run --rm hello"):
+    with pytest.raises(ConnectionFailed) as caught:
         puller.pull("127.0.0.1:1/app")
+    assert (
+        caught.value.message
+        == 'Get "http://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused'
+    )
+    assert "sampan run --rm hello" in caught.value.hint
 
 
 def test_mirrors_come_first_and_may_fail(

@@ -103,27 +103,60 @@ class TestHostResolver:
 class TestResolverFile:
     HOST = Resolver(["127.0.0.53", "192.0.2.1"], ["a.example"], ["edns0"])
 
+    @staticmethod
+    def settings(text: str) -> list[str]:
+        """What counts of it: the lines that are no comments."""
+        return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+    @staticmethod
+    def notes(text: str) -> list[str]:
+        """The comments after the settings, which say how the file came about."""
+        return [line[2:] for line in text.splitlines() if line.startswith("# ")][3:]
+
     def test_on_networks_with_names(self) -> None:
-        assert resolver_file(self.HOST, own_names=True) == (
-            "search a.example\nnameserver 127.0.0.11\noptions edns0 ndots:0\n"
-        )
+        text = resolver_file(self.HOST, own_names=True)
+        assert self.settings(text) == [
+            "nameserver 127.0.0.11", "search a.example", "options edns0 ndots:0",
+        ]  # fmt: skip
+        assert self.notes(text) == [
+            "Based on host file: '/etc/resolv.conf' (internal resolver)",
+            "ExtServers: [host(127.0.0.53) 192.0.2.1]",
+            "Overrides: []",
+            "Option ndots from: internal",
+        ]
 
     def test_the_user_s_ndots_stays(self) -> None:
         text = resolver_file(Resolver(), own_names=True, options=["ndots:3"])
-        assert text == "nameserver 127.0.0.11\noptions ndots:3\n"
+        assert self.settings(text) == ["nameserver 127.0.0.11", "options ndots:3"]
+        assert self.notes(text)[1:] == [
+            "Used default nameservers.",
+            "ExtServers: [8.8.8.8 8.8.4.4]",
+            "Overrides: [options]",
+            "Option ndots from: override",
+        ]
+
+    def test_the_host_s_ndots_stays(self) -> None:
+        text = resolver_file(Resolver(["192.0.2.1"], options=["ndots:2"]), own_names=True)
+        assert self.settings(text)[-1] == "options ndots:2"
+        assert self.notes(text)[-1] == "Option ndots from: host"
 
     def test_on_the_default_network_only_servers_that_can_be_reached(self) -> None:
-        assert resolver_file(self.HOST, own_names=False) == (
-            "search a.example\nnameserver 192.0.2.1\noptions edns0\n"
-        )
+        text = resolver_file(self.HOST, own_names=False)
+        assert self.settings(text) == ["nameserver 192.0.2.1", "search a.example", "options edns0"]
+        assert self.notes(text) == [
+            "Based on host file: '/etc/resolv.conf' (legacy)",
+            "Overrides: []",
+        ]
 
     def test_on_the_host_s_network_the_host_s_servers(self) -> None:
         text = resolver_file(self.HOST, own_names=False, host_network=True)
         assert "nameserver 127.0.0.53\nnameserver 192.0.2.1\n" in text
+        assert self.notes(text) == ["Based on host file: '/etc/resolv.conf'", "Overrides: []"]
 
     def test_where_none_can_be_reached(self) -> None:
         text = resolver_file(Resolver(["127.0.0.53", "::1"]), own_names=False)
-        assert text == "nameserver 8.8.8.8\nnameserver 8.8.4.4\n"
+        assert self.settings(text) == ["nameserver 8.8.8.8", "nameserver 8.8.4.4"]
+        assert "Used default nameservers." in self.notes(text)
 
     def test_what_the_user_gave_goes_first(self) -> None:
         text = resolver_file(
@@ -133,10 +166,12 @@ class TestResolverFile:
             search=["b.example"],
             options=["rotate"],
         )
-        assert text == "search b.example\nnameserver 1.1.1.1\noptions rotate\n"
+        assert self.settings(text) == ["nameserver 1.1.1.1", "search b.example", "options rotate"]
+        assert self.notes(text)[-1] == "Overrides: [nameservers search options]"
 
     def test_a_dot_means_no_search_list(self) -> None:
-        assert "search" not in resolver_file(self.HOST, own_names=True, search=["."])
+        text = resolver_file(self.HOST, own_names=True, search=["."])
+        assert not any(line.startswith("search") for line in self.settings(text))
 
     def test_the_host_s_values_stay_as_they_are(self) -> None:
         resolver_file(self.HOST, own_names=True)

@@ -133,7 +133,7 @@ ALWAYS = {
     "IPPrefixLen IPv6Gateway MacAddress Networks",
     ImageInspect: "Id RepoTags RepoDigests Parent Comment Created DockerVersion Author Config Architecture Os Size "
     "GraphDriver RootFS Metadata",
-    NetworkInspect: "Name Id Created Scope Driver EnableIPv4 EnableIPv6 IPAM Internal Attachable Ingress ConfigFrom "
+    NetworkInspect: "Name Id Created Scope Driver EnableIPv6 IPAM Internal Attachable Ingress ConfigFrom "
     "ConfigOnly Containers Options Labels",
     Volume: "Driver Labels Mountpoint Name Options Scope",
     DiskUsage: "Images Containers Volumes BuildCache",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from sampan.spec.engine.wire import Body, Empty, Int64, StrSlice, names, null, sent
 
 # Go's time.Time{}: what Docker says for "never".
@@ -268,7 +270,7 @@ class EndpointSettings(Body, frozen=True, kw_only=True, rename=names(**ENDPOINT_
     aliases: list[str] | None = null()
     mac_address: str = sent(str)
     driver_opts: dict[str, str] | None = null()
-    gw_priority: Int64 = sent(int)
+    gw_priority: Int64 | msgspec.UnsetType = sent(int)  # API >= 1.48; unset is not sent
     network_id: str = sent(str)
     endpoint_id: str = sent(str)
     gateway: str = sent(str)

@@ -50,7 +50,7 @@ class ImageInspect(Body, frozen=True, kw_only=True, rename=names(root_fs="RootFS
     container_config: ContainerConfig | None = None  # API < 1.45
     docker_version: str = sent(str)
     author: str = sent(str)
-    config: ContainerConfig = sent(ContainerConfig)
+    config: dict[str, Any] = sent(dict)  # a ContainerConfig whose labels may be null
     architecture: str = sent(str)
     variant: str = ""
     os: str = sent(str)

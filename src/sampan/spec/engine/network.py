@@ -70,7 +70,7 @@ class NetworkInspect(Body, frozen=True, kw_only=True, rename=names(**NETWORK_NAM
     created: str = sent(str)
     scope: str = sent(lambda: "local")
     driver: str = sent(str)
-    enable_ipv4: bool = sent(lambda: True)
+    enable_ipv4: bool | None = None  # API >= 1.48
     enable_ipv6: bool = sent(bool)
     ipam: Ipam = sent(Ipam)
     internal: bool = sent(bool)

@@ -78,6 +78,7 @@ class SwarmInfo(Body, frozen=True, kw_only=True, rename=names(node_id="NodeID"))
 
 class Commit(Body, frozen=True, kw_only=True, rename=names(id="ID")):
     id: str = sent(str)
+    expected: str = ""  # API < 1.49
 
 
 class AddressPool(Body, frozen=True, kw_only=True):
@@ -151,6 +152,7 @@ class Info(Body, frozen=True, kw_only=True, rename=names(
     init_commit: Commit = sent(Commit)
     security_options: list[str] = sent(list)
     product_license: str = ""
+    execution_driver: str = ""  # API < 1.25
     default_address_pools: list[AddressPool] | None = None
     cdi_spec_dirs: list[str] = sent(list)
     warnings: list[str] | None = null()
@@ -206,4 +208,7 @@ class AuthResponse(Body, frozen=True, kw_only=True):
 
 
 class ErrorBody(Body, frozen=True, kw_only=True, rename=None):
+    """Every refusal. `hint` is ours: what to do next, apart, so that the message stays Docker's to the letter."""
+
     message: str
+    hint: str = ""
