@@ -31,7 +31,7 @@ import msgspec
 from sampan import config as configuration
 from sampan import ids
 from sampan.api.server import ApiServer
-from sampan.build.verb import Builder
+from sampan.build.builder import Builder
 from sampan.cgroups import manager as cgroups
 from sampan.config import Config
 from sampan.engine import supervise, volumes
@@ -377,7 +377,7 @@ async def restore(engine: Engine) -> None:
 
     await engine.run_blocking(engine.networks.start, namespaces)
     await supervise.restore(engine)
-    engine.catalog.keepers.append(lambda: [c.record.chain_id for c in engine.containers])
+    engine.catalog.keepers.append(engine.containers.chain_ids)
 
 
 # -- serving ---------------------------------------------------------------------------------------
@@ -433,7 +433,7 @@ def _watch_rules(engine: Engine) -> Callable[[], None]:
         return lambda: None
 
     def changed() -> None:
-        if watch.something_was_deleted():
+        if watch.something_changed():
             engine.background.spawn(_repair(engine), "repair rules")
 
     loop.add_reader(watch.fileno(), changed)

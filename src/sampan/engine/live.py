@@ -110,6 +110,7 @@ class Containers:
         self._store = store
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, Container] = {}
+        self._leaving: dict[str, Container] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -146,7 +147,8 @@ class Containers:
         """Put a stored container into the index."""
         container = Container(self._store, record, state)
         self._by_id[record.id] = container
-        self._by_name[record.name] = container
+        if not state.removing or record.name not in self._by_name:
+            self._by_name[record.name] = container
         return container
 
     def reserve(self, name: str, container_id: str) -> None:
@@ -167,14 +169,31 @@ class Containers:
         del self._by_name[old]
         self._by_name[name] = container
 
+    def leave(self, container: Container) -> None:
+        """Nobody finds it any more and its name is free, but its files and its record are still there: `forget` follows."""
+        with self._store.transaction():
+            container.save_state(removing=True)
+            self._store.release(CONTAINER, container.name)
+        container.removed = True
+        self._leaving[container.id] = container
+        self._drop(container)
+
     def forget(self, container: Container) -> None:
         container.removed = True
         with self._store.transaction():
             self._store.delete(STATE, container.id)
             self._store.delete(CONTAINER, container.id)
+        self._leaving.pop(container.id, None)
+        self._drop(container)
+
+    def _drop(self, container: Container) -> None:
         self._by_id.pop(container.id, None)
         if self._by_name.get(container.name) is container:
             del self._by_name[container.name]
+
+    def chain_ids(self) -> list[str]:
+        """The layers that containers stand on, those on their way out included."""
+        return [c.record.chain_id for c in (*self, *self._leaving.values())]
 
     def is_name_taken(self, name: str) -> bool:
         return name in self._by_name or self._store.holder(CONTAINER, name) is not None

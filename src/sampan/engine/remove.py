@@ -71,6 +71,31 @@ async def remove_container(
         except BaseException:
             container.save_state(removing=False, dead=not container.is_running)
             raise
+    _tell_removed(engine, container)
+
+
+async def remove_ended(engine: Engine, container: Container) -> None:
+    """`--rm`, after the exit: who waits is answered first, the files go after.
+
+    Unmounting an overlay writes its whole upper file system to the disk; whoever ran a command and has its exit code
+    need not wait for that. From the answer on nothing finds the container and its name is free. Its record stays in the
+    store, marked, until the last file is gone: an engine that starts in between goes on with the removal.
+    With volumes there is no such haste: they must be free, or gone, when `run --rm` returns.
+    """
+    if any(mount.type == "volume" for mount in container.record.mounts):
+        await remove_container(engine, container, force=False, volumes=True)
+        return
+    async with container.lock:
+        if container.removed or container.is_running:
+            return
+        supervise.cancel_restart(container)
+        await container.settled.wait()
+        engine.containers.leave(container)
+        _tell_removed(engine, container)
+        await _take_away(engine, container, volumes=True)
+
+
+def _tell_removed(engine: Engine, container: Container) -> None:
     container.answer_removal()
     engine.events.tell("container", "destroy", container.id, container.attributes())
 

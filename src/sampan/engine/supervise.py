@@ -254,7 +254,7 @@ async def _auto_remove(engine: Engine, container: Container) -> None:
     from sampan.engine import remove
 
     try:
-        await remove.remove_container(engine, container, force=False, volumes=True)
+        await remove.remove_ended(engine, container)
     except Exception as error:  # noqa: BLE001 - nobody awaits this: the log is the only place
         log.error("container %s: automatic removal failed: %s", container.id[:12], error)
 

@@ -268,8 +268,6 @@ class Container:
             self.loop.unwatch(self._oom.fileno())
             self._oom.close()
             self._oom = None
-        close_quietly(self._mounts, self.pidfd)
-        self._mounts = self.pidfd = -1
         self._remove_cgroup(_CGROUP_TRIES)
 
     def _remove_cgroup(self, tries: int) -> None:
@@ -284,6 +282,9 @@ class Container:
                     self.loop.later(0.02, lambda: self._remove_cgroup(tries - 1))
                     return
                 trouble.append(f"removing the cgroup: {error}")
+        # The cgroup first: this close unmounts the overlay, which may wait for the disk.
+        close_quietly(self._mounts, self.pidfd)
+        self._mounts = self.pidfd = -1
         self.status = "gone"
         self.notify({"event": "gone", "trouble": trouble})
         if self.streams.idle:
