@@ -30,10 +30,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shim": {"runtime", "cgroups", "linux", "spec", "errors", "log"},
     "engine": {"shim", "images", "storage", "network", "cgroups", "store", "config", "spec", *BASE},
     "build": {"engine", "images", "storage", "store", "spec", *BASE},
+    "buildkit": {"build", "engine", "images", "storage", "spec", *BASE},
     "cri": {"engine", "spec", "errors"},
     "compose": {"sdk", "spec", "units", "errors"},
     "cli": {"compose", "sdk", "spec", "units", "errors"},
-    "api": {"engine", "build", "spec", "errors", "log", "units"},
+    "api": {"engine", "build", "buildkit", "spec", "errors", "log", "units"},
     "daemon": {
         "api", "build", "cri", "engine", "images", "storage", "network", "shim", "cgroups", "store",
         "config", "rootless", "spec", "linux", *BASE,

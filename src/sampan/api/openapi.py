@@ -171,9 +171,10 @@ def _path_parameters(route: Route) -> list[Parts]:
 
 def all_routes() -> tuple[Route, ...]:
     """Those of the server, and the builder's, for which no builder is needed to be described."""
-    from sampan.api import build, server
+    from sampan.api import build, buildkit, server
 
-    return (*server.ROUTES, *build.routes(cast("Any", None)))
+    nobody = cast("Any", None)
+    return (*server.ROUTES, *build.routes(nobody), *buildkit.BuildKit(nobody).routes())
 
 
 if __name__ == "__main__":

@@ -35,13 +35,14 @@ from sampan.api import (
     system,
     volumes,
 )
+from sampan.api.buildkit import BuildKit
 from sampan.api.http import Connection, HttpServer
 from sampan.api.router import NEWEST, Route, Router, dotted, parse_version
 from sampan.api.tls import TlsProtocol
 from sampan.errors import Conflict, InvalidArgument
 
 if TYPE_CHECKING:
-    from sampan.build.verb import Builder
+    from sampan.build.builder import Builder
     from sampan.engine.context import Engine
 
 BACKLOG = 4096
@@ -81,7 +82,11 @@ class ApiServer:
         self._config = config
         oldest = parse_version(config.min_api_version)
         self.http = HttpServer(
-            Router(engine, (*ROUTES, *build.routes(builder)), oldest=oldest),
+            Router(
+                engine,
+                (*ROUTES, *build.routes(builder), *BuildKit(builder).routes()),
+                oldest=oldest,
+            ),
             common_headers(experimental=config.experimental),
         )
         self._servers: list[asyncio.Server] = []

@@ -112,6 +112,9 @@ class Task:
         """It is over; the first end counts."""
         if self.vertex.completed_ns:
             return
+        for count in [] if error else list(self._counts.values()):
+            if not count.completed_ns:
+                self.count(count.id, count.current, count.total, done=True)
         now = time.time_ns()
         self._tell(
             started_ns=self.vertex.started_ns or now, completed_ns=now, cached=cached, error=error

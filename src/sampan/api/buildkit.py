@@ -1,0 +1,68 @@
+"""BuildKit's two endpoints: the connection is taken over and speaks HTTP/2 from then on.
+
+POST /grpc       Upgrade: h2c    the client calls us
+POST /session    Upgrade: h2c    we call the client: X-Docker-Expose-Session-Uuid names it, ...-Grpc-Method its services
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sampan.api.call import Call
+from sampan.api.router import Route, post
+from sampan.errors import Conflict, Internal, InvalidArgument
+
+if TYPE_CHECKING:
+    from sampan.build.builder import Builder
+    from sampan.buildkit.server import Server
+
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+SESSION = "x-docker-expose-session-"
+
+
+class BuildKit:
+    """The endpoints. What is behind them is loaded when the first client comes."""
+
+    def __init__(self, builder: Builder) -> None:
+        self._builder = builder
+        self._server: Server | None = None
+
+    def routes(self) -> tuple[Route, ...]:
+        """Both."""
+        return (post("/grpc", self.grpc), post("/session", self.session))
+
+    def server(self) -> Server:
+        """The one of this engine."""
+        if self._server is None:
+            from sampan.buildkit.server import Server
+
+            self._server = Server(self._builder)
+        return self._server
+
+    async def grpc(self, call: Call) -> None:
+        """Serve the client's calls until it leaves."""
+        _check_upgrade(call, Internal)
+        server = self.server()
+        raw = await call.reply.take_over(SWITCHING)
+        await server.control(raw.fd, raw.preread)
+
+    async def session(self, call: Call) -> None:
+        """Keep the session until the client leaves."""
+        _check_upgrade(call, InvalidArgument)
+        ident = call.header(SESSION + "uuid")
+        if not ident:
+            raise InvalidArgument("the session has no id")
+        server = self.server()
+        if ident in server.sessions:
+            raise Conflict(f"session {ident} already exists")
+        methods = [each.strip() for each in call.header(SESSION + "grpc-method").split(",")]
+        raw = await call.reply.take_over(SWITCHING)
+        await server.session(raw.fd, raw.preread, ident=ident, methods=methods)
+
+
+def _check_upgrade(call: Call, kind: type[Internal] | type[InvalidArgument]) -> None:
+    said = call.request.head.upgrade
+    if not said:
+        raise kind("no upgrade proto in request")
+    if said != "h2c":
+        raise kind(f"protocol {said} not supported")

@@ -1,0 +1,327 @@
+"""moby.buildkit.v1.Control: what buildx asks of an engine: builds, their progress, workers, the cache.
+
+    Solve      frontend given: the build is made here.  None given: the client drives it (gateway.py) and we wait for
+               its Return.  Then the exporters write the result.
+    Status     what happens in a build, by its ref, from its first event to its end
+
+A build ends when its call is cancelled or its session is lost; everything that it borrowed is given back then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sampan.build.request import BuildRequest, CacheOption, Export, from_attributes
+from sampan.buildkit import messages as m
+from sampan.buildkit import workers
+from sampan.buildkit.borrow import Borrowed
+from sampan.buildkit.builds import Build, Builds, timestamp, told
+from sampan.buildkit.faults import Code, GrpcError
+from sampan.buildkit.link import Stream
+from sampan.buildkit.session import Session, Sessions
+from sampan.buildkit.telling import as_grpc
+from sampan.units import parse_timestamp
+
+if TYPE_CHECKING:
+    from sampan.build.builder import Builder
+    from sampan.build.service import Made
+
+FRONTENDS = ("dockerfile.v0", "gateway.v0")
+GATHER_SECONDS = 0.01  # events that come together go in one message
+MOST_EVENTS = 1000
+
+
+class Control:
+    """The service, for all clients of an engine."""
+
+    def __init__(self, builder: Builder, sessions: Sessions, builds: Builds) -> None:
+        self.builder = builder
+        self.engine = builder.engine
+        self.sessions = sessions
+        self.builds = builds
+
+    # --- who we are
+
+    async def info(self, _stream: Stream, _request: m.Empty) -> m.InfoResponse:
+        """Which program this is."""
+        return m.InfoResponse(version=workers.version())
+
+    async def list_workers(self, _stream: Stream, _request: m.Empty) -> m.ListWorkersResponse:
+        """One: this engine."""
+        return m.ListWorkersResponse(record=[await self.worker()])
+
+    async def worker(self) -> m.WorkerRecord:
+        """This engine, as one who performs builds."""
+        return await self.engine.run_blocking(workers.worker, self.engine)
+
+    # --- builds
+
+    async def solve(self, _stream: Stream, request: m.SolveRequest) -> m.SolveResponse:
+        """Make a build, or wait for the client that drives it; export; answer what the exporters say."""
+        build = self.builds.begin(request.ref)
+        try:
+            session = await self.sessions.get(request.session) if request.session else None
+            with _bound(session):
+                response = await self._solve(build, session, request)
+        except BaseException as error:
+            _record(build, request, error)
+            raise
+        finally:
+            await self._release(build)
+        build.record.exporter_response = response
+        _record(build, request, None)
+        return m.SolveResponse(exporter_response=response)
+
+    async def _release(self, build: Build) -> None:
+        self.builds.end(build)
+        made = {id(each): each for each in build.results.values()}
+        build.results.clear()
+        build.chains.clear()
+        build.lent.clear()
+        await asyncio.gather(*(each.close() for each in made.values()), return_exceptions=True)
+
+    async def _solve(
+        self, build: Build, session: Session | None, request: m.SolveRequest
+    ) -> dict[str, str]:
+        from sampan.build.service import export  # the builder's own modules, loaded when one builds
+
+        if request.definition is not None and request.definition.ops:
+            raise GrpcError(
+                "definitions (LLB) are not served: this engine builds Dockerfiles",
+                Code.UNIMPLEMENTED,
+            )
+        if session is None:
+            raise GrpcError("the build names no session")
+        async with AsyncExitStack() as held:
+            client = Borrowed(self.engine, session, self.builder.cache.contexts_dir, build.lent)
+            held.push_async_callback(client.close)
+            build.client, build.request = client, request
+            self.builds.changed()
+            if request.frontend:
+                asked = self.asked(request.frontend, request.frontend_attrs, request)
+                made: Made | None = await self.make(build, asked)
+            else:
+                made = await _driven(build)
+            if made is None:
+                return {}
+            try:
+                return await export(self.builder, made, exports_of(request), client, build.tell)
+            except Exception as error:
+                raise as_grpc(error, build) from error
+
+    async def make(self, build: Build, request: BuildRequest) -> Made:
+        """The frontend's part, kept among the build's results until it ends."""
+        from sampan.build.service import make
+
+        assert build.client is not None
+        try:
+            made = await make(self.builder, request, build.client, build.tell)
+        except Exception as error:
+            raise as_grpc(error, build) from error
+        build.results[f"made-{len(build.results)}"] = made
+        return made
+
+    def asked(self, frontend: str, attrs: dict[str, str], request: m.SolveRequest) -> BuildRequest:
+        """What a frontend's attributes ask for, with what the whole build allows."""
+        if frontend not in FRONTENDS:
+            raise GrpcError(f"frontend {frontend} not found")
+        if frontend == "gateway.v0" and "dockerfile" not in attrs.get("source", ""):
+            raise GrpcError(
+                f"frontend image {attrs.get('source', '')} is not run: this engine has its own Dockerfile frontend",
+                Code.UNIMPLEMENTED,
+            )
+        cache = request.cache or m.CacheOptions()
+        asked = from_attributes(attrs)
+        imports = tuple(CacheOption(type=each.type, attrs=each.attrs) for each in cache.imports)
+        return msgspec.structs.replace(
+            asked,
+            allow=frozenset(request.entitlements),
+            exports=exports_of(request),
+            cache_from=asked.cache_from or imports,
+            cache_to=tuple(CacheOption(type=each.type, attrs=each.attrs) for each in cache.exports),
+        )
+
+    async def status(
+        self, stream: Stream, request: m.StatusRequest
+    ) -> AsyncIterator[m.StatusResponse]:
+        """What happens in a build."""
+        stream.answer_headers = [
+            ("buildkit-current-timestamp", datetime.now(UTC).isoformat().replace("+00:00", "Z"))
+        ]
+        build = await self.builds.find(request.ref)
+        at = 0
+        while True:
+            events = build.events[at : at + MOST_EVENTS]
+            if events:
+                at += len(events)
+                yield told(build, events)
+            elif build.is_over:
+                return
+            else:
+                await build.news()
+                if not build.is_over:
+                    await asyncio.sleep(GATHER_SECONDS)
+
+    # --- builds of the past
+
+    async def listen_history(
+        self, _stream: Stream, request: m.HistoryRequest
+    ) -> AsyncIterator[m.HistoryEvent]:
+        """Builds as they are, and, unless the client wants no more, as they change."""
+        told_of: dict[str, bool] = {}
+        while True:
+            builds = {b.ref: b for b in self.builds.all() if request.ref in ("", b.ref)}
+            for ref, build in builds.items():
+                if told_of.get(ref) is not build.is_over and not (
+                    request.active_only and build.is_over and ref not in told_of
+                ):
+                    told_of[ref] = build.is_over
+                    kind = m.HISTORY_COMPLETE if build.is_over else m.HISTORY_STARTED
+                    yield m.HistoryEvent(type=kind, record=build.record)
+            for ref in set(told_of) - set(builds):
+                del told_of[ref]
+                yield m.HistoryEvent(type=m.HISTORY_DELETED, record=m.HistoryRecord(ref=ref))
+            if request.early_exit:
+                return
+            await self.builds.any_change()
+
+    async def update_history(self, _stream: Stream, request: m.UpdateHistoryRequest) -> m.Empty:
+        """Drop or keep a build of the past."""
+        if request.delete:
+            self.builds.drop(request.ref)
+        return m.Empty()
+
+    # --- the cache
+
+    async def disk_usage(self, _stream: Stream, request: m.DiskUsageRequest) -> m.DiskUsageResponse:
+        """What the cache holds."""
+        from sampan.build import upkeep
+
+        rows = await self.engine.run_blocking(upkeep.rows, self.builder)
+        records = [
+            m.UsageRecord(
+                id=row.id, mutable=row.type == "exec.cachemount", in_use=row.in_use, size=row.size,
+                created_at=_moment(row.created_at), last_used_at=_moment(row.last_used_at or ""),
+                usage_count=row.usage_count, description=row.description, record_type=row.type,
+                shared=row.shared, parents=list(row.parents or ()),
+            )
+            for row in rows
+        ]  # fmt: skip
+        return m.DiskUsageResponse(record=[r for r in records if _fits(r, request.filter)])
+
+    async def prune(self, stream: Stream, request: m.PruneRequest) -> AsyncIterator[m.UsageRecord]:
+        """Free what the request lets go; each record that went."""
+        from sampan.build.prune import prune
+
+        before = await self.disk_usage(stream, m.DiskUsageRequest())
+        filters: dict[str, list[str]] = {}
+        for text in request.filter:
+            key, _, value = text.replace("~=", "=").replace("==", "=").partition("=")
+            filters.setdefault(key, []).append(value)
+        if request.keep_duration:
+            filters["until"] = [f"{request.keep_duration}ns"]
+        keep = request.reserved_space or request.max_used_space
+        await prune(self.builder, filters, everything=request.all, keep_bytes=keep)
+        after = {r.id for r in (await self.disk_usage(stream, m.DiskUsageRequest())).record}
+        for record in before.record:
+            if record.id not in after:
+                yield record
+
+
+@contextmanager
+def _bound(session: Session | None) -> Iterator[None]:
+    """The block's task is cancelled when the session's connection is lost, for then nobody waits for it."""
+    if session is None:
+        yield
+        return
+    task = asyncio.current_task()
+    assert task is not None
+    ended = False
+
+    def lost(_future: asyncio.Future[None]) -> None:
+        if not ended:
+            task.cancel()
+
+    session.link.lost.add_done_callback(lost)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if session.link.is_lost and task.uncancel() == 0:
+            raise GrpcError("the session was lost", Code.CANCELLED) from None
+        raise
+    finally:
+        ended = True
+        session.link.lost.remove_done_callback(lost)
+
+
+async def _driven(build: Build) -> Made | None:
+    """What the client that drives the build returns: one of the results that it got from us, or nothing."""
+    returned = await build.returned
+    if returned.error is not None:
+        error = returned.error
+        raise GrpcError(error.message, error.code or Code.UNKNOWN, error.details)
+    result = returned.result or m.Result()
+    refs = [result.old_ref, *(result.old_refs.refs.values() if result.old_refs else ())]
+    refs += [result.ref.id] if result.ref else []
+    refs += [each.id for each in result.refs.refs.values()] if result.refs else []
+    found = [build.results[ref] for ref in refs if ref in build.results]
+    return found[0] if found else None
+
+
+def exports_of(request: m.SolveRequest) -> tuple[Export, ...]:
+    """The exporters; an older client names one only."""
+    if request.exporters:
+        return tuple(
+            Export(type=each.type, attrs=each.attrs, id=str(number))
+            for number, each in enumerate(request.exporters)
+        )
+    if request.exporter:
+        return (Export(type=request.exporter, attrs=request.exporter_attrs, id="0"),)
+    return ()
+
+
+def _record(build: Build, request: m.SolveRequest, error: BaseException | None) -> None:
+    record = build.record
+    record.frontend, record.frontend_attrs = request.frontend, request.frontend_attrs
+    record.exporters = request.exporters
+    record.completed_at = timestamp(time.time_ns())
+    record.generation += 1
+    if isinstance(error, asyncio.CancelledError):
+        record.error = m.Status(code=Code.CANCELLED, message="context canceled")
+    elif error is not None:
+        code = error.code if isinstance(error, GrpcError) else Code.UNKNOWN
+        record.error = m.Status(code=code, message=str(error))
+
+
+def _moment(text: str) -> m.Timestamp | None:
+    return timestamp(parse_timestamp(text)) if text else None
+
+
+def _fits(record: m.UsageRecord, filters: list[str]) -> bool:
+    """containerd's filters, as far as `buildx du` sends them: `id==X`, `type==X`, `shared`, `mutable`, `inuse`, `private`."""
+    facts = {
+        "id": record.id, "type": record.record_type, "description": record.description,
+        "shared": _word(record.shared), "mutable": _word(record.mutable), "inuse": _word(record.in_use),
+        "private": _word(not record.shared), "immutable": _word(not record.mutable),
+    }  # fmt: skip
+    return all(_fits_one(facts, text) for each in filters for text in each.split(","))
+
+
+def _word(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _fits_one(facts: dict[str, str], text: str) -> bool:
+    key, operator, value = text.partition("~=" if "~=" in text else "==" if "==" in text else "=")
+    if not operator:
+        return facts.get(key) == "true"
+    if operator == "~=":
+        return value in facts.get(key, "")
+    return facts.get(key) == value
