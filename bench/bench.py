@@ -5,7 +5,7 @@ drifts for all. Prints medians and ratios; asserts nothing.
     exec        one command in a running container
     oci         `run` of a minimal bundle: sampan-oci, runc, crun, bubblewrap
     build       ten RUN true, uncached and cached
-    load        an image of many files from a tar
+    images      load, pull and list, over both snapshotters (images.py)
     memory      private memory of an idle container's processes
 
 cold: half a second idle before each; hot: back to back. Peers that are not installed are left out and named.
@@ -27,6 +27,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "src")]
+
+from images import bench_images  # noqa: E402  beside this file
 
 from tests.support.engine import EngineProcess  # noqa: E402  the path is set above
 from tests.support.images import PATH, busybox_rootfs, tar_of  # noqa: E402
@@ -274,31 +276,6 @@ def bench_build(arena: Arena, rounds: int) -> None:
         show(f"ten RUN true, {title}", rows, "docker client on sampan")
 
 
-def bench_load(arena: Arena, rounds: int) -> None:
-    tree = arena.base / "many"
-    for number in range(20_000):
-        path = tree / f"d{number % 200}" / f"f{number}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.urandom(64) * 240)
-    tar = tar_of(tree, arena.base / "many.tar")
-    archive = arena.base / "many-image.tar"
-    arena.engine.docker("import", str(tar), "many")
-    arena.engine.docker("save", "-o", str(archive), "many", timeout=300)
-    arena.engine.docker("rmi", "many")
-
-    def load(environment: dict[str, str]) -> float:
-        elapsed = timed(["docker", "load", "-q", "-i", str(archive)], environment)
-        subprocess.run(["docker", "rmi", "many"], env=environment, capture_output=True, check=False)
-        return elapsed
-
-    contestants = {"docker client on sampan": lambda: load(arena.ours)}
-    if arena.docker_host:
-        contestants["docker"] = lambda: load(arena.theirs)
-    size = archive.stat().st_size >> 20
-    rows = interleave(contestants, min(rounds, 3), idle_s=0.0)
-    show(f"load of 20,000 files, {size} MiB", rows, "docker client on sampan")
-
-
 def private_kib(pid: str) -> int:
     """Private memory of a process, KiB."""
     try:
@@ -337,7 +314,7 @@ def bench_memory(arena: Arena, rounds: int) -> None:
 
 
 BENCHES = {
-    "run": bench_run, "exec": bench_exec, "oci": bench_oci, "build": bench_build, "load": bench_load,
+    "run": bench_run, "exec": bench_exec, "oci": bench_oci, "build": bench_build, "images": bench_images,
     "memory": bench_memory,
 }  # fmt: skip
 

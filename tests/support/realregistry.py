@@ -140,7 +140,7 @@ class SigningTokenServer:
             handler.send_response(401)
             handler.end_headers()
             return
-        access = []
+        access: list[dict[str, object]] = []
         for scope in query.get("scope", []):
             self.scopes.append(scope)
             kind, repository, actions = scope.split(":")

@@ -11,12 +11,13 @@
             ...                         the driver's own
         i/<4 chars or "none">/          mount points and files that every container gets, per stack (initlayer.py)
         l/<4 chars> -> ../layers/<hex>/fs    short names, so that many layers fit into mount options
-        staging/<16 hex>/               whatever is being made or removed
+        incoming/<16 hex>/              a layer that is being unpacked
+        staging/<16 hex>/               whatever else is being made or removed
 
-    stage ──► staging/x ──rename──► layers/<hex>        prepare ──► staging/y ──rename──► active/<key>
+    stage ──► incoming/x ──rename──► layers/<hex>       prepare ──► staging/y ──rename──► active/<key>
     remove: ──rename──► staging/z ──► gone
 
-Every change of the visible tree is one rename, so a crash leaves staging directories and nothing else.
+Every change of the visible tree is one rename, so a crash leaves directories in these two and nothing else.
 
 A power loss is another matter: a renamed directory may have come to disk before its files did. Syncing thousands of
 files one by one would cost seconds, so a published layer carries the mark `unsynced` with the boot id, a thread calls
@@ -44,7 +45,7 @@ from sampan.storage.erofs_mount import TAR, is_mounted, mount_layer, unmount_lay
 from sampan.storage.extract import Rules, Whiteouts
 from sampan.storage.snapshots import Snapshot, Usage, check_key
 from sampan.storage.tar_reader import FileStream
-from sampan.storage.tree import open_directory, remove_tree, size_of
+from sampan.storage.tree import open_directory, remove_tree, size_of, spread_over_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from sampan.storage.tar import Limits, Readable
 
 VERSION = "1"
+_HALF_MADE = ("staging", "incoming")
 
 
 class LayerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,8 +134,9 @@ class LayerStore:
         self._active: dict[str, ActiveRecord] = {}
         self._children: dict[str, int] = {}
         self._shown: set[str] = set()  # indexed layers that are mounted
-        for name in ("", "layers", "active", "i", "l", "staging", "empty"):
+        for name in ("", "layers", "active", "i", "l", "incoming", "staging", "empty"):
             os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
+        spread_over_disk(os.path.join(self.root, "incoming"))
         self._check_version()
         self._load()
         self._syncer = _Syncer(self.root)
@@ -143,7 +146,7 @@ class LayerStore:
     def stage(
         self, layer: Readable, *, limits: Limits | None = None, blob: str = ""
     ) -> StagedLayer:
-        path = self._new_staging()
+        path = self._new_staging("incoming")
         try:
             os.mkdir(os.path.join(path, "fs"), 0o755)
             fd = open_directory(os.path.join(path, "fs"))
@@ -289,12 +292,12 @@ class LayerStore:
         self._discard(target)
 
     def sweep(self) -> int:
-        """Drop what a crash left half made; returns how many staging directories went."""
-        staging = self._sweep_directory("staging", keep=frozenset())
+        """Drop what a crash left half made; returns how many half made things went."""
+        count = sum(self._sweep_directory(name, keep=frozenset()) for name in _HALF_MADE)
         links = frozenset(record.link for record in self._layers.values())
         self._sweep_directory("l", keep=links)
         self._sweep_directory("i", keep=links | {"none"})
-        return staging
+        return count
 
     def _sweep_directory(self, name: str, *, keep: frozenset[str]) -> int:
         count = 0
@@ -303,7 +306,7 @@ class LayerStore:
         try:
             for entry in os.listdir(fd):
                 if entry not in keep:
-                    if name == "staging":
+                    if name in _HALF_MADE:
                         unmount_layer(os.path.join(path, entry))
                         sized.hide(os.path.join(path, entry))
                     remove_tree(entry, fd)
@@ -333,8 +336,8 @@ class LayerStore:
     def _recover(self, directory: str) -> None:
         """Put an active snapshot right that a crash left in the middle of something."""
 
-    def _new_staging(self) -> str:
-        path = os.path.join(self.root, "staging", secrets.token_hex(8))
+    def _new_staging(self, where: str = "staging") -> str:
+        path = os.path.join(self.root, where, secrets.token_hex(8))
         os.mkdir(path, 0o700)
         return path
 

@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from sampan.storage.pack import PackRules, archive, pack
 from sampan.storage.tar import DIRECTORY, FILE, LINK, SYMLINK, Entry, TarError
 from sampan.storage.tar_reader import TarReader
 from sampan.storage.tar_writer import header, padded
-from sampan.storage.tree import remove_tree, size_of
+from sampan.storage.tree import remove_tree, size_of, spread_over_disk
 from tests.unit.storage.tarkit import directory, file, hardlink, stream, symlink
 
 IS_ROOT = os.geteuid() == 0
@@ -517,3 +518,19 @@ def test_a_layer_comes_out_as_it_went_in(
         assert {e for e in ours if e[0] not in linked} == {e for e in theirs if e[0] not in linked}
     finally:
         shutil.rmtree(base)
+
+
+def test_layers_that_are_unpacked_are_spread_over_the_disk(tmp_path: Path) -> None:
+    """On ext4; a file system without such a mark is left as it is."""
+    spread_over_disk(str(tmp_path))
+    listing = subprocess.run(
+        ["lsattr", "-d", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert listing.returncode != 0 or "T" in listing.stdout.split()[0] or not is_ext4(tmp_path)
+
+
+def is_ext4(path: Path) -> bool:
+    kind = subprocess.run(
+        ["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True
+    )
+    return kind.stdout.strip() == "ext2/ext3"
