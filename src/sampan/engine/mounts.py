@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -47,6 +47,8 @@ def collect(
     for destination, options in host.tmpfs.items():
         mount = from_tmpfs(destination, options)
         if mount.destination in explicit:
+            if found[mount.destination].type == "tmpfs":
+                continue
             raise InvalidArgument(f"Duplicate mount point: {mount.destination}")
         explicit.add(mount.destination)
         found[mount.destination] = mount
@@ -179,13 +181,24 @@ def _parse_mode(text: str, whole: str, *, is_bind: bool) -> dict[str, Any]:
         elif word == "bind-nonrecursive" and is_bind:
             group, key, value = "recursion", "non_recursive", True
         else:
-            raise InvalidArgument(f"invalid mode: {text}")
+            _refuse_mode(word, text, whole, is_bind=is_bind)
         if group in seen:
             raise InvalidArgument(f"invalid mode: {text}")
         seen.add(group)
         if key:
             result[key] = value
     return result
+
+
+def _refuse_mode(word: str, text: str, whole: str, *, is_bind: bool) -> NoReturn:
+    """A word of the other kind of mount is told apart from one that there is not."""
+    kind, field = ("bind", "VolumeOptions") if is_bind else ("volume", "BindOptions")
+    if word == "nocopy" if is_bind else word in PROPAGATIONS:
+        raise InvalidArgument(
+            f"invalid volume specification: '{whole}': invalid mount config for type \"{kind}\": "
+            f"field {field} must not be specified"
+        )
+    raise InvalidArgument(f"invalid mode: {text}")
 
 
 # -- --mount ---------------------------------------------------------------------------------------
@@ -361,6 +374,8 @@ def from_tmpfs(destination: str, options: str) -> MountRecord:
 def _volumes_from(text: str, find_container: Callable[[str], ContainerRecord]) -> list[MountRecord]:
     """'CONTAINER[:ro|rw|z|Z]': its binds and volumes, not its tmpfs."""
     ref, _, mode = text.partition(":")
+    if not text:
+        raise InvalidArgument("volumes-from specification cannot be an empty string")
     if not ref:
         raise InvalidArgument(f"invalid volumes-from specification: '{text}'")
     if mode and mode not in ("ro", "rw", *_LABELS, "ro,z", "ro,Z"):
@@ -368,7 +383,7 @@ def _volumes_from(text: str, find_container: Callable[[str], ContainerRecord]) -
     read_only = mode.startswith("ro")
     return [
         msgspec.structs.replace(
-            mount, writable=mount.writable and not read_only, anonymous=False, from_mounts=False
+            mount, writable=mount.writable and not read_only, mode=mode, from_mounts=False
         )
         for mount in find_container(ref).mounts
         if mount.type in ("bind", "volume")

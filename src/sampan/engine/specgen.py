@@ -238,10 +238,9 @@ def mount_of(mount: MountRecord) -> Mount:
         }
     options = ["bind" if mount.non_recursive else "rbind"]
     if not mount.writable:
-        recursive = mount.read_only_force_recursive and not mount.read_only_non_recursive
-        options.append("rro" if recursive else "ro")
-    else:
-        options.append("rw")
+        alone = mount.non_recursive or mount.read_only_non_recursive
+        options.append("ro" if alone else "rro")
+    # No "rw": it would make what the host has mounted read-only writable.
     options.append(mount.propagation or "rprivate")
     return {
         "destination": mount.destination,

@@ -12,6 +12,7 @@ import posix
 
 from sampan.linux import constants as c
 from sampan.linux import mounts as m
+from sampan.linux.fds import close_quietly
 from sampan.linux.paths import (
     S_IFCHR,
     S_IFDIR,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from .options import MountOptions
     from .steps import Stage
 
-EPERM, EBUSY, EINVAL = 1, 16, 22
+EPERM, EBUSY, ENOTDIR, EINVAL = 1, 16, 20, 22
 HARMLESS = "/tmp"  # there on every host, open to all, and nothing of ours is read from it
 
 # What may be mounted over inside /proc: files whose answer tools want virtualised (lxcfs), nothing that the
@@ -332,11 +333,26 @@ def mount_filesystem(stage: Stage, target: Target) -> None:
         tree = _new_filesystem(target, place, takes_mode=not is_new)
         if options.copy_up:
             copy_tree(place, tree)
-            m.set_attributes(tree, options.set)
         _finish(tree, options, place)
-        posix.close(tree)
+        if is_sealed_late(target):
+            stage.unsealed.append(tree)
+        else:
+            posix.close(tree)
     finally:
         posix.close(place)
+
+
+def is_sealed_late(target: Target) -> bool:
+    """A read-only tmpfs is empty: what the spec mounts inside it, /dev/pts or a volume, needs its directory first."""
+    return target.fstype == "tmpfs" and bool(target.options.set & c.MOUNT_ATTR_RDONLY)
+
+
+def seal(stage: Stage) -> None:
+    """Now that everything is in them: the tmpfs mounts that are to be read-only."""
+    for tree in stage.unsealed:
+        m.set_attributes(tree, c.MOUNT_ATTR_RDONLY)
+        posix.close(tree)
+    stage.unsealed.clear()
 
 
 def _exists(root_fd: int, path: str) -> bool:
@@ -355,8 +371,7 @@ def _new_filesystem(target: Target, place: int, *, takes_mode: bool = True) -> i
         if takes_mode and not any(word.startswith("mode=") for word in data):
             # A tmpfs takes the mode of what it covers; over a mount point made just now it has its own, 1777.
             data.insert(0, f"mode={posix.fstat(place).st_mode & 0o7777:o}")
-        if options.copy_up:
-            attributes &= ~c.MOUNT_ATTR_RDONLY
+        attributes &= ~c.MOUNT_ATTR_RDONLY
     if target.label and target.fstype not in ("proc", "sysfs", "mqueue", "cgroup", "cgroup2"):
         data.append("context=" + target.label)
     return m.new_filesystem(
@@ -408,6 +423,8 @@ def bind(stage: Stage, target: Target) -> None:
     _require_procfs(tree, target)
     place = open_target(stage, target, directory=kind == S_IFDIR)
     try:
+        if kind != S_IFDIR and posix.fstat(place).st_mode & S_IFMT == S_IFDIR:
+            raise OSError(ENOTDIR, "not a directory", target.destination)
         if options.set or options.clear:
             m.set_attributes(
                 tree, options.set, options.clear & ~options.set | _atime_clear(options.clear)
@@ -566,8 +583,8 @@ def mask(stage: Stage, paths: tuple[str, ...], label: str) -> None:
         m.attach(tree, place)
         posix.close(tree)
         posix.close(place)
-    if empty >= 0:
-        posix.close(empty)
+    close_quietly(empty, stage.null_fd)
+    stage.null_fd = -1
 
 
 def _empty_directory(label: str) -> int:

@@ -74,7 +74,8 @@ def _resolved(word: str) -> str:
     try:
         found = socket.getaddrinfo(value, None, type=socket.SOCK_STREAM)
     except OSError as error:
+        reason = "no such host" if isinstance(error, socket.gaierror) else str(error)
         raise InvalidArgument(
-            f"error resolving passed in network volume address: {value}: {error}"
+            f"error resolving passed in network volume address: lookup {value}: {reason}"
         ) from None
     return f"addr={found[0][4][0]}"

@@ -18,6 +18,7 @@ Words of errors are Docker's, since its clients show and match them.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -194,7 +195,7 @@ class Volumes:
         with self._lock:
             for path in self._subpaths.pop((name, holder), []):
                 _umount(path)
-                os.rmdir(path)
+                _remove_mount_point(path)
             users = self._mounted.get(name, set())
             users.discard(holder)
             record = self._records.get(name)
@@ -202,8 +203,11 @@ class Volumes:
                 _umount(self.path(name))
 
     def _mount_device(self, record: VolumeRecord) -> None:
-        kind, device, flags, data = device_and_flags(record.options)
         target = self.path(record.name)
+        try:
+            kind, device, flags, data = device_and_flags(record.options)
+        except InvalidArgument as error:
+            raise Internal(f"error while mounting volume '{target}': {error.message}") from error
         try:
             if flags & c.MS_BIND:
                 mount_call(device, target, None, flags & (c.MS_BIND | c.MS_REC))
@@ -213,7 +217,9 @@ class Volumes:
                 mount_call(device, target, kind, flags, data)
         except OSError as error:
             raise Internal(
-                f"failed to mount local volume: mount {device}:{target}, flags: {flags:#x}"
+                f"error while mounting volume '{target}': "
+                f"failed to mount local volume: mount {device}:{target}"
+                + (f", flags: {flags:#x}" if flags else "")
                 + (f", data: {data}" if data else "")
                 + f": {(error.strerror or str(error)).lower()}"
             ) from error
@@ -228,13 +234,11 @@ class Volumes:
             if os.path.isdir(proc_path(fd)):
                 os.mkdir(target, 0o700)
             else:
-                raise InvalidArgument(
-                    f"cannot mount volume {name}: subpath {subpath!r} is not a directory"
-                )
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             try:
-                mount_call(proc_path(fd), target, None, c.MS_BIND)
+                mount_call(proc_path(fd), target, None, c.MS_BIND | c.MS_REC)
             except BaseException:
-                os.rmdir(target)
+                _remove_mount_point(target)
                 raise
         finally:
             os.close(fd)
@@ -243,7 +247,8 @@ class Volumes:
 
     def open(self, name: str, subpath: str = "") -> int:
         """What lies at a path in the volume, as an O_PATH descriptor; never outside of it."""
-        root = open_directory(self.path(name))
+        base = self.path(name)
+        root = open_directory(base)
         try:
             return openat2(
                 root,
@@ -253,12 +258,18 @@ class Volumes:
                 c.RESOLVE_BENEATH | c.RESOLVE_NO_MAGICLINKS,
             )
         except FileNotFoundError:
+            path = f"{base}/{subpath}"
             raise NotFound(
-                f"cannot access path {subpath!r} in volume {name}: no such file or directory"
+                f"cannot access path {path}: lstat {path}: no such file or directory"
             ) from None
         except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise InvalidArgument(
+                    f"path concatenation escapes the base directory, base: {base}, subpath: {subpath}"
+                ) from None
             raise InvalidArgument(
-                f"cannot access path {subpath!r} in volume {name}: {(error.strerror or '').lower()}"
+                f'error while resolving symlinks in combined path "{base}/{subpath}": '
+                f"{(error.strerror or '').lower()}"
             ) from None
         finally:
             os.close(root)
@@ -410,7 +421,7 @@ class Volumes:
         if os.path.isdir(parent):
             for entry in os.listdir(parent):
                 _umount(os.path.join(parent, entry))
-                os.rmdir(os.path.join(parent, entry))
+                _remove_mount_point(os.path.join(parent, entry))
 
     def _unmount_all(self, record: VolumeRecord) -> None:
         self._drop_subpaths(record.name)
@@ -451,6 +462,11 @@ def _check_options(name: str, options: dict[str, str]) -> None:
             for other in needed:
                 if other not in options:
                     raise InvalidArgument(f'create {name}: missing required option: "{other}"')
+    if options.get("size"):  # a limit that nobody enforces would be worse than none
+        raise InvalidArgument(
+            f"create {name}: quota size requested but no quota support",
+            hint="a file system of that size can be a volume: --opt type=tmpfs --opt device=tmpfs --opt o=size=...",
+        )
     split_options(options.get("o", ""))
 
 
@@ -467,6 +483,14 @@ def _is_mount(path: str) -> bool:
 def _mount_id(fd: int) -> str:
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
         return next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+
+
+def _remove_mount_point(path: str) -> None:
+    """A directory or a file of ours, whichever the mount needed."""
+    try:
+        os.rmdir(path)
+    except NotADirectoryError:
+        os.unlink(path)
 
 
 def _umount(path: str) -> None:

@@ -121,7 +121,26 @@ def test_volumes_from_takes_binds_and_volumes_but_not_tmpfs() -> None:
     found = mounts.collect(
         ContainerConfig(), HostConfig(volumes_from=["other:ro"]), find_container=lambda _: other
     )
-    assert [(m.destination, m.writable, m.anonymous) for m in found] == [
-        ("/a", False, False),
-        ("/v", False, False),
+    # Whose `rm -v` comes last takes the nameless volume away, so it stays one.
+    assert [(m.destination, m.writable, m.anonymous, m.mode) for m in found] == [
+        ("/a", False, False, "ro"),
+        ("/v", False, True, "ro"),
     ]
+
+
+def test_a_tmpfs_that_is_wished_twice_is_one() -> None:
+    asked = HostConfig(mounts=[MountRequest(type="tmpfs", target="/t")], tmpfs={"/t": "", "/u": ""})
+    found = mounts.collect(ContainerConfig(), asked, find_container=lambda _: None)  # type: ignore[arg-type,return-value]
+    assert [m.destination for m in found] == ["/t", "/u"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("/a:/b:nocopy", "field VolumeOptions must not"),
+        ("v1:/b:rshared", "field BindOptions must not"),
+    ],
+)
+def test_words_of_the_other_kind_of_mount(text: str, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        mounts.parse_bind(text)

@@ -132,7 +132,8 @@ def test_mounts_go_by_depth_and_the_user_s_hide_the_system_s() -> None:
     assert destinations.index("/x") < destinations.index("/x/y/z")
     assert destinations.count("/dev/shm") == 1
     by_place = {m["destination"]: m for m in spec["mounts"]}
-    assert by_place["/x"]["options"] == ["rbind", "ro", "rslave"]
+    assert by_place["/x"]["options"] == ["rbind", "rro", "rslave"]
+    assert by_place["/x/y/z"]["options"] == ["rbind", "rprivate"]  # "rw" would undo the host's ro
     assert by_place["/etc/hosts"]["source"] == "/h"
     assert spec["linux"]["rootfsPropagation"] == "slave"
 
