@@ -49,6 +49,17 @@ def parse_int(text: str, *, lowest: int = -MAX_INT64 - 1, highest: int = MAX_INT
     return number if lowest <= number <= highest else None
 
 
+_BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
+}
+
+
+def parse_bool(text: str) -> bool | None:
+    """A truth value as Go's strconv.ParseBool takes it, or None."""
+    return _BOOLEANS.get(text)
+
+
 # -- sizes -----------------------------------------------------------------------------------------
 
 

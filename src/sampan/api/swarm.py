@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from sampan.api.call import Call
 from sampan.api.router import Route, delete, get, post, put
+from sampan.engine.words import NO_SWARM
 from sampan.errors import InvalidArgument, NotFound, Unavailable, Unsupported
-
-NO_SWARM = (
-    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" '
-    "to connect this node to swarm and try again."
-)
 
 
 async def no_swarm(call: Call) -> None:

@@ -26,7 +26,7 @@ async def prune(
     """Without `everything`, only what no image of the store is made of, and no cache mounts."""
     for key in filters:
         if key not in FILTERS:
-            raise InvalidArgument(f"Invalid filter '{key}'")
+            raise InvalidArgument(f"failed to prune build cache: invalid filter '{key}'")
     age_ns = _age_ns(filters)
     return await builder.engine.run_blocking(
         _prune, builder, filters, age_ns, everything, keep_bytes

@@ -18,9 +18,13 @@ from sampan.images.unpack import unpack
 from sampan.shim.client import ShimGone
 from sampan.spec.engine.container import ContainerConfig, IdResponse
 from sampan.spec.image import History, RunConfig
+from sampan.spec.reference import digest_of
 from sampan.storage.snapshots import chain_ids
 from sampan.storage.streams import ChunkReader
 from sampan.units import rfc3339nano
+
+# The digest of an archive of nothing: a container that wrote nothing adds no layer.
+EMPTY_TAR = digest_of(bytes(1024))
 
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
@@ -58,6 +62,8 @@ async def commit(
                 except SampanError:
                     pass  # it ended meanwhile
     name = f"{repo}:{tag or 'latest'}" if repo else ""
+    if name:
+        engine.events.tell("image", "tag", image.id, {**image.labels, "name": name})
     engine.events.tell(
         "container",
         "commit",
@@ -107,7 +113,7 @@ def _commit(
         parts = extend(
             parts,
             config=wanted,
-            layers=[layer],
+            layers=[] if layer.diff_id == EMPTY_TAR else [layer],
             history=History(created=created, created_by=command, author=author, comment=comment),
             created=created,
             author=author,

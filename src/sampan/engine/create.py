@@ -69,6 +69,8 @@ async def create(
     validate.check_merged(config)
     host, warnings = validate.settle_resources(request.host_config, engine.facts)
     warnings += images.platform_warnings(engine, image, platform)
+    if host.network_mode == "host" and host.port_bindings:
+        warnings.append("Published ports are discarded when using host network mode")
     container_id = ids.new_id()
     name = name or ids.random_name(engine.containers.is_name_taken)
     record = _record(engine, container_id, name, request, config, host, image)

@@ -196,8 +196,6 @@ async def search(
     auth: Auth = None,
 ) -> list[SearchResult]:
     check_filters(filters, ("is-official", "stars", "is-automated"))
-    if not term:
-        raise InvalidArgument("term is required")
     if limit and not 1 <= limit <= 100:
         raise InvalidArgument(f"limit {limit} is outside the range of [1, 100]")
     found = await engine.run_blocking(

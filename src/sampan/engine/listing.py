@@ -184,7 +184,11 @@ def _has_port(container: Container, wanted: list[str], *, is_publish: bool) -> b
         first = parse_uint(low, highest=65535)
         last = parse_uint(high, highest=65535) if dash else first
         if first is None or last is None:
-            raise InvalidArgument(f"invalid port: {text}")
+            wrong = high if first is not None else low
+            raise InvalidArgument(
+                f"error while looking up for {'publish' if is_publish else 'expose'} {text}: "
+                f'strconv.ParseUint: parsing "{wrong}": invalid syntax'
+            )
         if any(first <= port <= last and proto == (protocol or "tcp") for port, proto in have):
             return True
     return False

@@ -1,6 +1,6 @@
 """What a request about networks may not say: every fault of it at once, in Docker's words. Pure.
 
-    POST /networks/create     check_ipam      "invalid network config:\\n..."
+    POST /networks/create     check_ipam      "invalid network config:\\n..."; check_options, check_scope
     POST /containers/create   check_endpoint  "invalid config for network NAME: invalid endpoint settings:\\n..."
     POST /networks/x/connect  check_endpoint  "invalid endpoint settings:\\n..."
 
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from sampan.errors import InvalidArgument
+from sampan.errors import InvalidArgument, PermissionDenied
 from sampan.network.records import NetworkRecord
 from sampan.spec.engine.container import EndpointIpam, EndpointSettings
 from sampan.spec.engine.network import IpamConfig
+from sampan.units import parse_bool, parse_int
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -32,6 +33,38 @@ def joined(faults: Sequence[str]) -> str:
     if len(faults) == 1:
         return faults[0].strip()
     return "* " + "\n* ".join(fault.replace("\n", "\n\t") for fault in faults)
+
+
+# -- a network's options and scope -----------------------------------------------------------------
+
+MTU = "com.docker.network.driver.mtu"
+_BRIDGE = "com.docker.network.bridge."
+SWITCHES = tuple(
+    f"{_BRIDGE}{name}" for name in ("default_bridge", "enable_icc", "enable_ip_masquerade")
+)
+
+
+def check_options(options: Mapping[str, str]) -> None:
+    """Raises InvalidArgument for a switch that is none and an MTU that is no number."""
+    for name in SWITCHES:
+        value = options.get(name)
+        if value is not None and parse_bool(value) is None:
+            raise InvalidArgument(
+                f'failed to parse {name} value: {value} (strconv.ParseBool: parsing "{value}": invalid syntax)'
+            )
+    mtu = options.get(MTU)
+    if mtu is not None and parse_int(mtu) is None:
+        raise InvalidArgument(
+            f'failed to parse {MTU} value: {mtu} (strconv.Atoi: parsing "{mtu}": invalid syntax)'
+        )
+
+
+def check_scope(scope: str, *, ingress: bool) -> None:
+    """Raises PermissionDenied for what only a swarm has."""
+    if scope == "swarm":
+        raise PermissionDenied("cannot create a swarm scoped network when swarm is not active")
+    if ingress and scope != "global":
+        raise PermissionDenied("Ingress network can only be global scope network")
 
 
 # -- a network's address pools ---------------------------------------------------------------------
@@ -131,8 +164,8 @@ def check_endpoint(name: str, wish: EndpointSettings, network: NetworkRecord | N
     faults += _own_faults(ipam)
     if network is not None:
         pools = () if network.chosen else tuple(p.ip_range or p.subnet for p in network.pools)
-        for text in (ipam.ipv4_address, ipam.ipv6_address):
-            faults += _place_fault(text, pools)
+        faults += _place_faults(ipam.ipv4_address, 4, pools)
+        faults += _place_faults(ipam.ipv6_address, 6, pools)
     if faults:
         raise InvalidArgument(f"invalid endpoint settings:\n{joined(faults)}")
 
@@ -148,17 +181,17 @@ def _own_faults(ipam: EndpointIpam) -> Iterator[str]:
             yield f"invalid link-local IP address: {text}"
 
 
-def _place_fault(text: str, pools: Sequence[str]) -> Iterator[str]:
+def _place_faults(text: str, version: int, pools: Sequence[str]) -> Iterator[str]:
     """An address must lie in a subnet that a person chose: one that we chose may be another after a restart."""
-    address = _address(text)
-    if address is None:
+    if not text:
         return
+    address = _address(text)
     chosen = [ipaddress.ip_network(pool, strict=False) for pool in pools]
-    chosen = [pool for pool in chosen if pool.version == address.version]
+    chosen = [pool for pool in chosen if pool.version == version]
     if not chosen:
         yield (
             "user specified IP address is supported only when connecting to networks "
             "with user configured subnets"
         )
-    elif not any(address in pool for pool in chosen):
+    elif address is None or not any(address in pool for pool in chosen):
         yield f"no configured subnet or ip-range contain the IP address {text}"

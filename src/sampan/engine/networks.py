@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sampan.engine import networking, resources
-from sampan.engine.filters import Filters, accepts_labels, check_filters, one_bool, until_ns
-from sampan.engine.network_checks import check_endpoint, check_ipam
+from sampan.engine.filters import Filters, accepts_labels, check_filters, until_ns
+from sampan.engine.network_checks import check_endpoint, check_ipam, check_options, check_scope
 from sampan.errors import Conflict, Internal, InvalidArgument, NotFound, SampanError
 from sampan.network.records import NetworkRecord, NetworkSpec, PoolSpec
 from sampan.spec.engine.container import EndpointSettings
@@ -44,7 +44,7 @@ async def list_networks(
     engine: Engine, filters: Filters, *, version: tuple[int, int] = (1, 51)
 ) -> list[NetworkInspect]:
     check_filters(filters, LIST_FILTERS)
-    dangling = one_bool(filters, "dangling")
+    dangling = _dangling(filters)
     for word in filters.get("type", ()):
         if word not in ("custom", "builtin"):
             raise InvalidArgument(f"invalid filter: 'type'='{word}'")
@@ -57,6 +57,17 @@ async def list_networks(
             continue
         rows.append(_body(record, {}, version))
     return rows
+
+
+def _dangling(filters: Filters) -> bool | None:
+    values = filters.get("dangling") or ()
+    if len(values) > 1:
+        raise InvalidArgument('got more than one value for filter key "dangling"')
+    if values and values[0] not in ("true", "1", "false", "0"):
+        raise InvalidArgument(
+            'invalid value for filter \'dangling\', must be "true" (or "1"), or "false" (or "0")'
+        )
+    return values[0] in ("true", "1") if values else None
 
 
 def _accepts(record: NetworkRecord, filters: Filters) -> bool:
@@ -134,7 +145,7 @@ def _body(
         enable_ipv6=spec.enable_ipv6,
         ipam=Ipam(
             driver=spec.ipam_driver or "default",
-            options=dict(spec.ipam_options) or None,
+            options=spec.ipam_options,
             config=pools or None,
         ),
         internal=spec.internal,
@@ -154,6 +165,8 @@ def _body(
 async def create_network(engine: Engine, request: NetworkCreateRequest) -> NetworkCreateResponse:
     ipam = request.ipam or Ipam()
     check_ipam(ipam.config or (), ipv6=bool(request.enable_ipv6))
+    check_scope(request.scope, ingress=request.ingress)
+    check_options(request.options or {})
     spec = NetworkSpec(
         name=request.name,
         driver=request.driver or "bridge",
@@ -164,7 +177,7 @@ async def create_network(engine: Engine, request: NetworkCreateRequest) -> Netwo
         enable_ipv4=request.enable_ipv4 is not False,
         enable_ipv6=bool(request.enable_ipv6),
         ipam_driver=ipam.driver or "default",
-        ipam_options=dict(ipam.options or {}),
+        ipam_options=ipam.options,
         pools=tuple(
             PoolSpec(
                 subnet=pool.subnet,
@@ -241,8 +254,8 @@ def namespace_of(container: Container) -> Iterator[int]:
 
 async def connect(engine: Engine, ref: str, request: ConnectRequest) -> None:
     """Put a container into one more network, at once if it runs."""
-    record = engine.networks.find(ref)
     container = engine.containers.find(request.container)
+    record = engine.networks.find(ref)
     wish = request.endpoint_config or EndpointSettings()
     check_endpoint(record.name, wish, record)
     async with container.lock:
@@ -277,7 +290,8 @@ def _refuse_connect(container: Container, mode: str, record: NetworkRecord) -> N
             if record.name == "host"
             else "container sharing network namespace with another container or host cannot be connected to any other network"
         )
-    if (mode == "none") != (record.name == "none"):
+    is_alone = mode == "none" and "none" in container.record.networks
+    if is_alone or (record.name == "none" and container.record.networks):
         raise InvalidArgument(
             "container cannot be connected to multiple networks with one of the networks in private (none) mode"
         )
@@ -299,12 +313,13 @@ def _connect_running(
 
 async def disconnect(engine: Engine, ref: str, request: DisconnectRequest) -> None:
     """Take a container out of a network."""
-    record = engine.networks.find(ref)
     try:
         container = engine.containers.find(request.container)
+        record = engine.networks.find(ref)
     except NotFound:
         if not request.force:
             raise
+        record = engine.networks.find(ref)
         await engine.run_blocking(engine.networks.disconnect, request.container, record.id, None)
         return
     async with container.lock:

@@ -43,7 +43,7 @@ async def _remove_link(engine: Engine, ref: str) -> None:
     name, _, alias = ref.removeprefix("/").rpartition("/")
     engine.containers.find(name or ref)
     if not name or not alias:
-        raise InvalidArgument(f"Cannot remove, the container {ref} is not a link")
+        raise InvalidArgument("Conflict, cannot remove the default link name of the container")
     import msgspec
 
     container = engine.containers.find(name)

@@ -1,6 +1,6 @@
 """Watching containers: their exit, the restart policy, auto-removal, and finding them again after a restart.
 
-    shim event "exit" ──► state stored ──► waiters answered ──► event die ──► networks given back
+    shim event "exit" ──► state stored ──► networks given back ──► event die ──► waiters answered
                                                                                  │
           restart policy says no: stop; --rm: removed                            │ says yes: back-off, start
     shim event "gone" (or end of file) ──► root filesystem free ◄────────────────┘
@@ -134,16 +134,11 @@ def exited(engine: Engine, container: Container, message: dict[str, Any]) -> Non
         sandbox_key="",
     )
     duration = max(0, finished_ns - before.started_ns) // 10**9
-    engine.events.tell(
-        "container",
-        "die",
-        container.id,
-        container.attributes(exitCode=str(code), execDuration=str(duration)),
-    )
+    facts = container.attributes(exitCode=str(code), execDuration=str(duration))
     container.settled.clear()
     engine.background.spawn(
         _after_exit(
-            engine, container, endpoints, code, restart=restart, lost=bool(message.get("lost"))
+            engine, container, endpoints, facts, restart=restart, lost=bool(message.get("lost"))
         ),
         f"exit {container.id[:12]}",
     )
@@ -153,12 +148,12 @@ async def _after_exit(
     engine: Engine,
     container: Container,
     endpoints: dict[str, Any],
-    code: int,
+    facts: dict[str, str],
     *,
     restart: bool,
     lost: bool,
 ) -> None:
-    """Give back, then answer: whoever waited may remove the network at once.
+    """Give back, then tell and answer: whoever heard or waited may remove the network at once.
 
     Without the lock, since a verb that holds it may be waiting for this very exit; a start waits for `settled`.
     """
@@ -169,8 +164,9 @@ async def _after_exit(
         for name, endpoint in endpoints.items():
             _tell_disconnect(engine, container, name, endpoint)
     finally:
+        engine.events.tell("container", "die", container.id, facts)
         container.settled.set()
-        container.answer_exit(code)
+        container.answer_exit(int(facts["exitCode"]))
     if restart:
         container.restart_task = asyncio.current_task()
         await _restart_later(engine, container)

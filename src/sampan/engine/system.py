@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from sampan import __version__
-from sampan.engine import image_views, views, volumes
+from sampan.engine import image_views, log_checks, views, volumes
 from sampan.errors import Internal
 from sampan.images import remote
 from sampan.images.auth import Credentials
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from sampan.engine.context import Engine
 
 API_VERSION = "1.51"
-LOG_DRIVERS = ["json-file", "local", "none"]
 NETWORK_DRIVERS = ["bridge", "host", "ipvlan", "macvlan", "null"]
 RUNTIMES = ("io.containerd.runc.v2", "runc", "sampan")
 DEFAULT_INDEX = "docker.io"
@@ -92,7 +91,7 @@ async def info(engine: Engine, *, version: tuple[int, int] = (1, 51)) -> Info:
         images=len(engine.catalog.images()),
         driver=engine.snapshots.name,
         driver_status=_driver_status(engine),
-        plugins=PluginsInfo(network=NETWORK_DRIVERS, log=LOG_DRIVERS),
+        plugins=PluginsInfo(network=NETWORK_DRIVERS, log=list(log_checks.DRIVERS)),
         memory_limit=facts.has_memory_limit,
         swap_limit=facts.has_swap_limit,
         cpu_cfs_period=facts.has_cpu_cfs,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from sampan.engine.log_checks import check_log
 from sampan.engine.records import SharedFacts
 from sampan.engine.words import check_capabilities, parse_signal
 from sampan.errors import InvalidArgument
@@ -26,15 +27,6 @@ from sampan.units import parse_size, parse_uint
 MIN_MEMORY = 6 << 20
 MILLISECOND = 1_000_000
 KNOWN_RUNTIMES = ("", "sampan", "runc", "crun", "io.containerd.runc.v2")
-LOG_DRIVERS = ("json-file", "local", "none")
-_FILE_LOG_OPTIONS = (
-    "max-size max-file compress labels labels-regex env env-regex tag mode max-buffer-size"
-)
-_LOG_OPTIONS = {
-    "json-file": frozenset(_FILE_LOG_OPTIONS.split()),
-    "local": frozenset(_FILE_LOG_OPTIONS.split()),
-    "none": frozenset[str](),
-}
 
 
 def check_create(request: CreateRequest, facts: SharedFacts) -> None:
@@ -245,39 +237,6 @@ def _log_driver(request: CreateRequest) -> None:
     log = request.host_config.log_config
     if log.type:
         check_log(log.type, log.config)
-
-
-def check_log(driver: str, options: dict[str, str]) -> None:
-    if driver not in LOG_DRIVERS:
-        raise InvalidArgument(
-            f'error looking up logging plugin {driver}: plugin "{driver}" not found'
-        )
-    for key in sorted(options):
-        if key not in _LOG_OPTIONS[driver] and driver != "none":
-            raise InvalidArgument(f"unknown log opt '{key}' for {driver} log driver")
-    _log_numbers(options)
-
-
-def _log_numbers(options: dict[str, str]) -> None:
-    if "max-file" in options and parse_uint(options["max-file"]) is None:
-        raise InvalidArgument(f'strconv.Atoi: parsing "{options["max-file"]}": invalid syntax')
-    if options.get("max-file") == "0":
-        raise InvalidArgument("max-file cannot be less than 1")
-    if options.get("max-size") not in (None, "-1"):
-        try:
-            parse_size(options["max-size"])
-        except InvalidArgument as error:
-            raise InvalidArgument(
-                f"failed to create task for container: failed to initialize logging driver: {error}"
-            ) from None
-    if options.get("mode", "blocking") not in ("blocking", "non-blocking"):
-        raise InvalidArgument(f"logger: logging mode not supported: {options['mode']}")
-    if "max-buffer-size" in options:
-        if options.get("mode") != "non-blocking":
-            raise InvalidArgument(
-                "logger: max-buffer-size option is only supported with 'mode=non-blocking'"
-            )
-        parse_size(options["max-buffer-size"])
 
 
 def _security(request: CreateRequest) -> None:

@@ -15,7 +15,8 @@ from sampan import ids
 from sampan.engine.filters import Filters, accepts_labels, check_filters, one_bool
 from sampan.engine.pipes import ByteInlet, ByteOutlet
 from sampan.engine.records import ContainerRecord, MountRecord
-from sampan.errors import Conflict, InvalidArgument, NotFound
+from sampan.engine.words import NO_SWARM
+from sampan.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from sampan.spec.engine.volume import (
     Volume,
     VolumeCreateRequest,
@@ -24,7 +25,7 @@ from sampan.spec.engine.volume import (
     VolumeUsage,
 )
 from sampan.storage.access import opened_root
-from sampan.units import rfc3339nano
+from sampan.units import parse_bool, rfc3339nano
 
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
@@ -42,7 +43,7 @@ PRUNE_FILTERS = ("label", "label!", "all")
 async def create_volume(engine: Engine, request: VolumeCreateRequest) -> Volume:
     """Make a volume; one that is there under this name and driver is given back."""
     if request.cluster_volume_spec is not None:
-        raise InvalidArgument("cluster volumes need a swarm, which this engine is no part of")
+        raise Unavailable(NO_SWARM)
     is_new = not request.name or find(engine, request.name) is None
     record = await engine.run_blocking(
         engine.volumes.create,
@@ -140,12 +141,24 @@ async def remove_volume(engine: Engine, name: str, *, force: bool = False) -> No
     engine.events.tell("volume", "destroy", name, {"driver": record.driver})
 
 
+def _wants_all(filters: Filters) -> bool:
+    values = filters.get("all") or ["false"]
+    if len(values) > 1:
+        raise InvalidArgument(f"invalid filter 'all={values}': only one value is expected")
+    wanted = parse_bool(values[0])
+    if wanted is None:
+        raise InvalidArgument(
+            f"invalid filter 'all': strconv.ParseBool: parsing \"{values[0]}\": invalid syntax"
+        )
+    return wanted
+
+
 async def prune_volumes(
     engine: Engine, filters: Filters, *, version: tuple[int, int] = (1, 51)
 ) -> VolumesPruned:
     """Remove unused volumes: the nameless ones, since 1.42 the named ones only when asked."""
     check_filters(filters, PRUNE_FILTERS)
-    everything = one_bool(filters, "all") or version < (1, 42)
+    everything = _wants_all(filters) or version < (1, 42)
     if "volume" in engine.pruning:
         raise Conflict("a prune operation is already running")
     engine.pruning.add("volume")

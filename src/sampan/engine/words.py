@@ -6,12 +6,17 @@ of capabilities, so here is just what validation needs.
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import Any
 
 from sampan.errors import InvalidArgument, SampanError
 from sampan.units import parse_uint
 
+NO_SWARM = (
+    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" '
+    "to connect this node to swarm and try again."
+)
 SIGRTMIN = 34
 SIGRTMAX = 64
 
@@ -37,11 +42,17 @@ _DEFAULT_NAMES = """
 DEFAULT_CAPABILITIES = tuple(f"CAP_{name}" for name in _DEFAULT_NAMES.split())
 
 
+# A working directory that is none, as the runtime tells it.
+_NO_DIRECTORY = re.compile(r'chdir to cwd \("(.*)"\) set in config.json failed: not a directory')
+
+
 def as_runtime_error(error: SampanError, prefix: str) -> SampanError:
     """A process that could not be started, told in the words that clients of Docker look for."""
     code = getattr(error, "exit_code", 0)
     if not code:
         return error
+    if (wrong := _NO_DIRECTORY.match(error.message)) is not None:
+        return InvalidArgument(f"Cannot mkdir: {wrong[1]} is not a directory")
     message = f"{prefix}unable to start container process: {error.message}: unknown"
     if "is a directory" in message:
         message += ": permission denied"  # the command line takes 126 from these words

@@ -136,6 +136,7 @@ def search(
     else:
         host = domain
     query = urlencode({"q": words, "n": str(limit)})
+    where = f"{host}/v1/search?{query}"
     transport = Transport(config)
     headers = {"Authorization": auth.basic} if auth is not None and auth.username else {}
     failure: SampanError | None = None
@@ -144,7 +145,7 @@ def search(
         try:
             with transport.request(
                 "GET",
-                f"{scheme}://{host}/v1/search?{query}",
+                f"{scheme}://{where}",
                 headers=headers,
                 verify=not config.is_insecure(host),
             ) as response:
@@ -152,6 +153,7 @@ def search(
                     raise _search_failure(fault_of(response))
                 body = response.read(SEARCH_BODY_LIMIT, "search result")
         except ConnectionFailed as error:
+            error.message = f'Get "{scheme}://{where}": {error.why or error.message}'
             failure = failure or error
             continue
         finally:

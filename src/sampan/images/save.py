@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from sampan.errors import Internal, InvalidArgument
+from sampan.errors import Internal, InvalidArgument, NotFound
 from sampan.images import platform as platforms
 from sampan.images.catalog import Catalog, Image
 from sampan.images.names import Entry
@@ -84,7 +84,9 @@ def _named(catalog: Catalog, text: str) -> Iterator[tuple[Image, Reference | Non
         if entries:
             yield from ((_at(catalog, entry), entry.reference) for entry in entries)
             return
-    image = catalog.resolve(text)
+    image = catalog.find(text)
+    if image is None:
+        raise NotFound(f"No such image: {text}")
     yield image, None if reference.digest else reference.with_default_tag()
 
 

@@ -136,7 +136,10 @@ class NetworkCatalog:
         return spec
 
     def _from_config(self, spec: NetworkSpec) -> NetworkSpec:
-        source = self.find(spec.config_from)
+        try:
+            source = self.find(spec.config_from)
+        except NotFound:
+            raise NotFound(f'configuration network "{spec.config_from}" does not exist') from None
         if not source.spec.config_only:
             raise InvalidArgument(f"network {source.name} is not a configuration only network")
         if spec.options or spec.pools or spec.enable_ipv6:
@@ -159,10 +162,8 @@ class NetworkCatalog:
             if not wish.subnet:
                 continue
             network = ipam.parse_network(wish.subnet)
-            if not versions[network.version] and network.version == 6:
-                raise InvalidArgument(
-                    f"invalid subnet {wish.subnet}: IPv6 is not enabled for this network"
-                )
+            if network.version == 6 and not spec.enable_ipv6:
+                continue  # it waits for --ipv6
             if ipam.overlaps(network, taken):
                 raise PermissionDenied("Pool overlaps with other one on this address space")
             taken.append(network)

@@ -32,7 +32,7 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     enable_ipv4: bool = True
     enable_ipv6: bool = False
     ipam_driver: str = "default"
-    ipam_options: dict[str, str] = {}
+    ipam_options: dict[str, str] | None = None
     pools: tuple[PoolSpec, ...] = ()
     options: dict[str, str] = {}
     labels: dict[str, str] = {}

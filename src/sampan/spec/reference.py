@@ -109,6 +109,11 @@ def parse_normalized(text: str) -> Reference:
             f"invalid reference format: invalid repository name ({text}), "
             "cannot specify 64-byte hexadecimal strings"
         )
+    name = split_domain(text)[1].partition(":")[0]
+    if name != name.lower() and name.isprintable():
+        raise InvalidArgument(
+            f"invalid reference format: repository name ({name}) must be lowercase"
+        )
     match = _split_re.fullmatch(text)
     if match is None:
         raise InvalidArgument("invalid reference format")
@@ -116,10 +121,6 @@ def parse_normalized(text: str) -> Reference:
     if not _domain_re.fullmatch(domain):
         raise InvalidArgument("invalid reference format")
     if not _path_re.fullmatch(path):
-        if path != path.lower() and _path_re.fullmatch(path.lower()):
-            raise InvalidArgument(
-                f"invalid reference format: repository name ({path}) must be lowercase"
-            )
         raise InvalidArgument("invalid reference format")
     if len(domain) + 1 + len(path) > NAME_LIMIT:
         raise InvalidArgument(
