@@ -14,7 +14,7 @@ from sampan.spec.engine.system import Actor, AuthRequest, EventMessage
 from sampan.units import parse_timestamp
 
 PING_HEADERS = (
-    ("Builder-Version", "1"),  # the classic builder; BuildKit's would be 2
+    ("Builder-Version", "2"),  # BuildKit; the classic builder would be 1
     ("Cache-Control", "no-cache, no-store, must-revalidate"),
     ("Pragma", "no-cache"),
     ("Swarm", "inactive"),

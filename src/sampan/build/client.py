@@ -43,6 +43,12 @@ class Client(Protocol):
         Owners are 0:0. Raises NotFound where the caller has no such directory.
         """
 
+    async def upload(self, url: str) -> Context:
+        """What the caller sends of its own accord under a URL of its making, as the only file of a directory: `context`.
+
+        Raises NotFound where it sends nothing.
+        """
+
     async def secret(self, ident: str) -> bytes | None:
         """A secret's value; None where the caller has none of that name."""
 

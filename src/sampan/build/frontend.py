@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from sampan.build.builder import Builder
     from sampan.images.catalog import Image
 
+UPLOADS = "http://buildkit-session/"  # not on the network: the client sends it when it is asked
 IMAGE_SCHEME = "docker-image://"
 
 
@@ -156,16 +157,24 @@ class Frontend:
             )  # fmt: skip
             title = f"[internal] load git source {without_credentials(url)}"
             context = await self.inputs.fetched(source, title)
+        elif url.startswith(UPLOADS):
+            with self.task("[internal] load remote build context"):
+                file = await self.client.upload(url)
+            context = await self._unpacked(file, "context")
         elif url.startswith(("http://", "https://")):
-            title = f"[internal] load remote build context {without_credentials(url)}"
+            title = "[internal] load remote build context"
             file = await self.inputs.fetched(HttpSource(url=url), title)
-            context = await self.inputs.new()
-            await self.engine.run_blocking(
-                _receive, file, fetch.file_name(url), context, self.request.dockerfile
-            )
+            context = await self._unpacked(file, fetch.file_name(url))
         else:
             raise InvalidArgument(f"unable to prepare context: unsupported remote {url}")
         self._context = asyncio.ensure_future(_ready(context))
+        return context
+
+    async def _unpacked(self, file: Context, name: str) -> Context:
+        """The archive, or the single Dockerfile, that a directory holds under a name."""
+        context = await self.inputs.new()
+        with self.task("copy /context /"):
+            await self.engine.run_blocking(_receive, file, name, context, self.request.dockerfile)
         return context
 
     async def patterns(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from sampan.build.request import BuildRequest, Export
 from sampan.build.result import image_of
 from sampan.build.solve import Solver
 from sampan.build.stack import Stack
-from sampan.errors import InvalidArgument, SampanError, Unsupported
+from sampan.errors import InvalidArgument, NotFound, SampanError, Unsupported
 from sampan.images.catalog import Image
 from sampan.spec.reference import Reference
 
@@ -66,6 +66,9 @@ class BodyClient:
         if name == CONTEXT and wanted.exclude:
             await self._engine.run_blocking(self._context.leave_out, wanted.exclude)
         return self._context
+
+    async def upload(self, url: str) -> Context:
+        raise NotFound(f"{url}: the body of the request is all there is")
 
     async def secret(self, ident: str) -> bytes | None:
         return self._secrets.get(ident)

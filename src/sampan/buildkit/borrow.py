@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, urlsplit
 
 from sampan.build.client import Auth, Wanted
 from sampan.build.context import Context
@@ -21,7 +21,7 @@ from sampan.buildkit import filesync
 from sampan.buildkit.faults import Code, GrpcError
 from sampan.buildkit.link import Stream
 from sampan.buildkit.messages import Bytes
-from sampan.buildkit.session import DIFF_COPY, FORWARD_AGENT, SEND, Session
+from sampan.buildkit.session import DIFF_COPY, FORWARD_AGENT, SEND, UPLOAD, Session
 from sampan.buildkit.wire import decode, encode
 from sampan.errors import NotFound
 from sampan.storage.tree import remove_tree
@@ -63,8 +63,7 @@ class Borrowed:
         self, name: str, wanted: Wanted, progress: Callable[[int], None]
     ) -> Context:
         """A directory of the client's disk, copied into one of ours."""
-        context = await self._engine.run_blocking(Context.new, self._contexts)
-        self._undo.push_async_callback(self._engine.run_blocking, context.close)
+        context = await self._new()
         metadata = [
             *header_values("exclude-patterns", wanted.exclude),
             *header_values("followpaths", wanted.follow),
@@ -76,6 +75,27 @@ class Borrowed:
         except GrpcError as error:
             if error.code == Code.NOT_FOUND:
                 raise NotFound(error.message) from error
+            raise
+        return context
+
+    async def _new(self) -> Context:
+        context = await self._engine.run_blocking(Context.new, self._contexts)
+        self._undo.push_async_callback(self._engine.run_blocking, context.close)
+        return context
+
+    async def upload(self, url: str) -> Context:
+        """A stream that the client offers under a URL of its own, such as a tar that it reads from its input."""
+        parts = urlsplit(url)
+        context = await self._new()
+        stream = self._session.open(UPLOAD, [("urlpath", parts.path), ("urlhost", parts.netloc)])
+        try:
+            stream.end()
+            with (context.path / "context").open("xb", buffering=0) as file:
+                while (message := await stream.receive()) is not None:
+                    pieces = [decode(Bytes, each).data for each in (message, *stream.ready(64))]
+                    await self._engine.run_blocking(_write_all, file.fileno(), pieces)
+        except BaseException:
+            stream.cancel()
             raise
         return context
 
@@ -182,6 +202,12 @@ class Borrowed:
         """Idempotent."""
         self._agents.clear()
         await self._undo.aclose()
+
+
+def _write_all(fd: int, pieces: list[bytes]) -> None:
+    view = memoryview(b"".join(pieces))
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _exporter(export: Export) -> Pairs:

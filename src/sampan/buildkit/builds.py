@@ -10,9 +10,12 @@ A step's output is clipped, as BuildKit does it, so that a build's events are bo
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sampan.build import progress
 from sampan.buildkit.faults import GrpcError
@@ -62,6 +65,7 @@ class Build:
         self.tasks: set[asyncio.Task[object]] = set()  # calls of the client that work for it
         self.events: list[progress.Event] = []
         self.is_over = False
+        self._digests: dict[str, str] = {}  # a vertex's digest -> what clients are told
         self._logged: dict[str, int] = {}
         self._news = asyncio.Event()
 
@@ -79,8 +83,22 @@ class Build:
                     data=CLIPPED,
                     timestamp_ns=event.timestamp_ns,
                 )
-        self.events.append(event)
+        self.events.append(self._own(event))
         self._wake()
+
+    def _own(self, event: progress.Event) -> progress.Event:
+        """A client shows several builds as one and takes equal digests for one vertex: so a step that builds share is
+        shown once. What is each build's own matter, such as its transfers and exports, must not be.
+        """
+        if isinstance(event, progress.Vertex):
+            digest = event.digest
+            if digest not in self._digests:
+                shared = event.name.startswith("[") and "internal]" not in event.name
+                own = hashlib.sha256(f"{self.ref} {digest}".encode()).hexdigest()
+                self._digests[digest] = digest if shared else f"sha256:{own}"
+            inputs = tuple(self._digests.get(each, each) for each in event.inputs)
+            return msgspec.structs.replace(event, digest=self._digests[digest], inputs=inputs)
+        return msgspec.structs.replace(event, vertex=self._digests.get(event.vertex, event.vertex))
 
     def finish(self) -> None:
         """Nothing more will happen."""

@@ -207,10 +207,16 @@ def _working(build: Build) -> Iterator[None]:
 
 
 def definition_of(ref: str) -> m.Definition:
-    """An opaque definition: an operation that names the result, and the end that a definition has."""
+    """An opaque definition: an operation that names the result, and the end that every definition has."""
     source = encode(m.Op(source=m.SourceOp(identifier=RESULT + ref)))
-    digest = "sha256:" + hashlib.sha256(source).hexdigest()
-    return m.Definition(ops=[source, encode(m.Op(inputs=[m.Input(digest=digest)]))])
+    end = encode(m.Op(inputs=[m.Input(digest=_digest(source))]))
+    return m.Definition(
+        ops=[source, end], metadata={_digest(op): m.OpMetadata() for op in (source, end)}
+    )
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def result_named(definition: m.Definition) -> str | None:

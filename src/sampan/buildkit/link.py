@@ -111,7 +111,7 @@ class Stream:
         await self.link.send_data(self, b"\0" + len(message).to_bytes(4, "big") + message)
 
     def end(self) -> None:
-        """No more messages from us (the caller's side)."""
+        """No more messages from us, where we are the caller; a call that we serve ends with its task."""
         self.link.end_stream(self)
 
     def cancel(self) -> None:
@@ -445,7 +445,12 @@ class Link(asyncio.Protocol):
             raise stream.fault or GrpcError("the call has ended", Code.CANCELLED)
 
     def end_stream(self, stream: Stream) -> None:
-        if not stream.local_ended and not self.is_lost and stream.number in self._streams:
+        if (
+            self._serve is None
+            and not stream.local_ended
+            and not self.is_lost
+            and stream.number in self._streams
+        ):
             stream.local_ended = True
             try:
                 self._h2.end_stream(stream.number)

@@ -121,10 +121,17 @@ class VertexRef(Message):
 # --- low-level build definitions, as far as they are looked at
 
 
+class OpMetadata(Message):
+    """What is said about an operation beside it."""
+
+    description: Annotated[dict[str, str], 2] = {}
+
+
 class Definition(Message):
-    """A graph of marshalled operations."""
+    """A graph of marshalled operations; metadata by their digests."""
 
     ops: Annotated[list[bytes], 1] = []
+    metadata: Annotated[dict[str, OpMetadata], 2] = {}
 
 
 class Input(Message):

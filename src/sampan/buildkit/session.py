@@ -32,6 +32,7 @@ CREDENTIALS = "/moby.filesync.v1.Auth/Credentials"
 SECRET = "/moby.buildkit.secrets.v1.Secrets/GetSecret"
 CHECK_AGENT = "/moby.sshforward.v1.SSH/CheckAgent"
 FORWARD_AGENT = "/moby.sshforward.v1.SSH/ForwardAgent"
+UPLOAD = "/moby.upload.v1.Upload/Pull"
 
 M = TypeVar("M", bound=Message)
 

@@ -213,7 +213,11 @@ def test_what_is_no_http2_ends_the_link(data: bytes) -> None:
     asyncio.run(scenario())
 
 
-def test_a_flood_of_pings_that_nobody_reads_answers_of_ends_the_link() -> None:
+def test_a_flood_of_pings_that_nobody_reads_answers_of_ends_the_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(links, "MAX_UNSENT", 64 << 10)
+
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
         link = Link(echo)
