@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
+import functools
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from sampan.spec.engine.container import ContainerConfig, GraphDriver, HealthCon
 from sampan.spec.engine.image import ImageInspect, ImageMetadata, ImageSummary, RootFS
 from sampan.spec.engine.wire import Empty
 from sampan.spec.image import RunConfig
+from sampan.storage.globs import component_pattern
 from sampan.units import NS, ZERO_TIME, parse_timestamp
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def rows(
     version: Version,
     uses: Mapping[str, int] | None,
 ) -> list[ImageSummary]:
+    _check_patterns(filters)
     images = catalog.images()
     accepted = _selected(catalog, images, filters, everything=everything)
     shared = _shared_layers(images) if shared_size else None
@@ -101,7 +104,23 @@ def _matches_path(text: str, pattern: str) -> bool:
     parts, patterns = text.split("/"), pattern.split("/")
     if len(parts) != len(patterns):
         return False
-    return all(fnmatch.fnmatchcase(part, p) for part, p in zip(parts, patterns, strict=True))
+    pairs = zip(parts, patterns, strict=True)
+    return all(_component(p).fullmatch(part) for part, p in pairs)
+
+
+@functools.lru_cache(256)
+def _component(pattern: str) -> re.Pattern[str]:
+    return component_pattern(pattern)
+
+
+def _check_patterns(filters: Filters) -> None:
+    """A malformed pattern is an error even where there is no image to compare it with."""
+    try:
+        for pattern in filters.get("reference", ()):
+            for part in pattern.split("/"):
+                _component(part)
+    except InvalidArgument:
+        raise InvalidArgument("syntax error in pattern") from None
 
 
 def _shared_layers(images: list[Image]) -> Counter[str]:

@@ -15,7 +15,7 @@ from sampan.engine.filters import Filters
 from sampan.engine.listing import select
 from sampan.engine.logs import log_path
 from sampan.engine.records import ContainerState, MountRecord, Status
-from sampan.errors import NotFound
+from sampan.errors import Conflict, InvalidArgument, NotFound
 from sampan.spec.engine.container import (
     ContainerInspect,
     ContainerSummary,
@@ -237,13 +237,27 @@ async def list_containers(
     chosen = await select(engine, filters or {}, everything=everything, limit=limit)
     now = time.time_ns()
     rows = []
+    shown: dict[tuple[str, str], str] = {}
     for container in chosen:
         row = summary(container, now, version)
+        key = (row.image, row.image_id)
+        if key not in shown:
+            shown[key] = _image_shown(engine, *key)
+        row = msgspec.structs.replace(row, image=shown[key])
         if size:
             own, total = await engine.run_blocking(sizes_of, engine, container)
             row = msgspec.structs.replace(row, size_rw=own or None, size_root_fs=total or None)
         rows.append(row)
     return rows
+
+
+def _image_shown(engine: Engine, name: str, image_id: str) -> str:
+    """The name a container was made by, or the image's id once that name means another image or none."""
+    try:
+        image = engine.catalog.find(name)
+    except (Conflict, InvalidArgument):
+        return name
+    return name if image is not None and image.id == image_id else image_id
 
 
 def summary(container: Container, now_ns: int, version: Version) -> ContainerSummary:

@@ -128,7 +128,7 @@ def _expose(config: RunConfig, text: str) -> RunConfig:
         match = _PORT.fullmatch(word)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not match or not 0 < first <= last <= 65535:
-            raise InvalidArgument(f"invalid containerPort: {word}")
+            raise InvalidArgument(f"Invalid containerPort: {word}")
         for port in range(first, last + 1):
             ports[f"{port}/{(match[3] or 'tcp').lower()}"] = {}
     return _replace(config, exposed_ports=ports)
@@ -141,6 +141,8 @@ def _user(config: RunConfig, text: str) -> RunConfig:
 def _volume(config: RunConfig, text: str) -> RunConfig:
     found = _json_words(text)
     paths = list(found) if found is not None else words_of(text)
+    if not text:
+        raise InvalidArgument("VOLUME requires at least one argument")
     if not paths or not all(path.strip() for path in paths):
         raise InvalidArgument("VOLUME specified can not be an empty string")
     volumes = {**(config.volumes or {}), **{path.strip(): {} for path in paths}}
@@ -163,13 +165,6 @@ def _onbuild(config: RunConfig, text: str) -> RunConfig:
 
 def _stopsignal(config: RunConfig, text: str) -> RunConfig:
     return _replace(config, stop_signal=_one("STOPSIGNAL", text))
-
-
-def _shell(config: RunConfig, text: str) -> RunConfig:
-    found = _json_words(text)
-    if not found:
-        raise InvalidArgument("SHELL requires the arguments to be in JSON form")
-    return _replace(config, shell=found)
 
 
 def _healthcheck(config: RunConfig, text: str) -> RunConfig:
@@ -212,7 +207,6 @@ _CHANGES: dict[str, Change] = {
     "HEALTHCHECK": _healthcheck,
     "LABEL": _label,
     "ONBUILD": _onbuild,
-    "SHELL": _shell,
     "STOPSIGNAL": _stopsignal,
     "USER": _user,
     "VOLUME": _volume,

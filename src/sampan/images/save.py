@@ -85,6 +85,8 @@ def _named(catalog: Catalog, text: str) -> Iterator[tuple[Image, Reference | Non
             yield from ((_at(catalog, entry), entry.reference) for entry in entries)
             return
     image = catalog.find(text)
+    if image is None and (reference.tag or reference.digest):
+        raise NotFound("reference does not exist", hint=f"there is no image {text}")
     if image is None:
         raise NotFound(f"No such image: {text}")
     yield image, None if reference.digest else reference.with_default_tag()

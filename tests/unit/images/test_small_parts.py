@@ -180,7 +180,6 @@ def changed(*lines: str, config: RunConfig | None = None) -> dict[str, object]:
         ("WORKDIR /w", {"WorkingDir": "/w"}),
         ("ONBUILD RUN x", {"OnBuild": ["RUN x"]}),
         ("STOPSIGNAL SIGINT", {"StopSignal": "SIGINT"}),
-        ('SHELL ["/bin/bash", "-c"]', {"Shell": ["/bin/bash", "-c"]}),
         ("HEALTHCHECK NONE", {"Healthcheck": {"Test": ["NONE"]}}),
         ("HEALTHCHECK --interval=5s --retries=2 CMD curl x",
          {"Healthcheck": {"Test": ["CMD-SHELL", "curl x"], "Interval": 5_000_000_000, "Retries": 2}}),
@@ -199,7 +198,7 @@ def test_changes_build_on_each_other() -> None:
 @pytest.mark.parametrize(
     "line",
     ["RUN x", "FROM a", "NONSENSE", "ENV", "ENV A", "EXPOSE x", "EXPOSE 99999", "EXPOSE 5-1", "EXPOSE 1_0", "LABEL",
-     "USER", "USER a b", 'ENV A="x', "SHELL bash", "HEALTHCHECK x", "HEALTHCHECK --retries=x CMD a", "ONBUILD FROM x",
+     "USER", "USER a b", 'ENV A="x', 'SHELL ["/bin/bash"]', "VOLUME", "HEALTHCHECK x", "HEALTHCHECK --retries=x CMD a", "ONBUILD FROM x",
      "HEALTHCHECK --bad=1 CMD x", "VOLUME []"],
 )  # fmt: skip
 def test_bad_changes_are_refused(line: str) -> None:
