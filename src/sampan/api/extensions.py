@@ -10,10 +10,11 @@ from sampan.api.call import Call
 from sampan.api.progress import Report, progress_stream
 from sampan.api.router import Route, delete, get, post
 from sampan.api.transfers import receive, send_outlet
-from sampan.engine import live_mounts, ports, system, volumes
+from sampan.engine import egress, live_mounts, ports, system, volumes
 from sampan.engine.views import mount_point
 from sampan.errors import InvalidArgument
 from sampan.spec.engine.container import MountPoint, MountRequest, PortBinding
+from sampan.spec.engine.network import EgressRequest
 from sampan.spec.engine.wire import Body, sent
 
 TAR = "application/x-tar"
@@ -65,6 +66,15 @@ async def remove_mounts(call: Call) -> None:
     await call.empty()
 
 
+async def show_egress(call: Call) -> None:
+    await call.json(await egress.show(call.engine, call.id))
+
+
+async def change_egress(call: Call) -> None:
+    request = await call.body(EgressRequest)
+    await call.json(await egress.change(call.engine, call.id, request.egress))
+
+
 async def export_volume(call: Call) -> None:
     await send_outlet(call, await volumes.export_volume(call.engine, call.id), TAR)
 
@@ -87,6 +97,8 @@ ROUTES: tuple[Route, ...] = (
     delete("/containers/{id}/ports", unpublish_port),
     post("/containers/{id}/mounts", add_mounts),
     delete("/containers/{id}/mounts", remove_mounts),
+    get("/containers/{id}/egress", show_egress),
+    post("/containers/{id}/egress", change_egress),
     get("/volumes/{id}/export", export_volume),
     post("/volumes/{id}/import", import_volume),
     post("/system/verify", verify_store),

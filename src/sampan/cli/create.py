@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PROPAGATIONS = ("private", "rprivate", "rshared", "rslave", "shared", "slave")
 
 
+EGRESS = "sampan.egress"  # network/egress.py's annotation
+
+
 class Wrong(ValueError):
     """The flags contradict each other or hold what cannot be read."""
 
@@ -123,7 +126,7 @@ def _host_config(options: Options) -> dict[str, Any]:
     }
     # Left out when empty, as Go's omitempty does.
     optional: dict[str, Any] = {
-        "Annotations": pairs(options.list("annotation")),
+        "Annotations": _annotations(options),
         "StorageOpt": _storage(options.list("storage-opt")),
         "Tmpfs": {
             path: rest for path, _, rest in (t.partition(":") for t in options.list("tmpfs"))
@@ -198,6 +201,14 @@ def _ulimits(limits: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last of a name wins; sorted by name."""
     by_name = {limit["Name"]: limit for limit in limits}
     return [by_name[name] for name in sorted(by_name)]
+
+
+def _annotations(options: Options) -> dict[str, str]:
+    """The limit of where it may connect is an annotation of ours."""
+    found = pairs(options.list("annotation"))
+    if options.has("egress"):
+        found[EGRESS] = options.text("egress")
+    return found
 
 
 def _mode(options: Options, flag: str, word: str, allowed: tuple[str, ...]) -> str:

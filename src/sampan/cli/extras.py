@@ -29,6 +29,40 @@ def _ask(session: Session, method: str, path: str, what: str, **request: Any) ->
         raise
 
 
+def only_ours(session: Session, what: str) -> None:
+    """Refuse where the engine would pass over what it does not know: a limit that is not kept is worse than none."""
+    version = session.client.call("GET", "/version").json() or {}
+    if "Sampan" not in (version.get("Platform") or {}).get("Name", ""):
+        raise Failure(f"the engine at {session.host} cannot {what}: it is not Sampan", status=125)
+
+
+def egress(session: Session, options: Options) -> int:
+    """Show where a container may connect, or change it."""
+    name = options.args[0]
+    path, what = f"/containers/{escape(name)}/egress", "limit where containers connect"
+    if len(options.args) > 1:
+        wanted = options.args[1]
+        body = {"Egress": None if wanted == "any" else wanted}
+        found = _ask(session, "POST", path, what, body=body).json()
+    else:
+        found = _ask(session, "GET", path, what).json()
+    for line in _egress_lines(found):
+        out(line)
+    return 0
+
+
+def _egress_lines(found: dict[str, Any]) -> list[str]:
+    entries = found["Egress"]
+    if entries is None:
+        return ["any"]
+    lines = [",".join(entries) or "none"]
+    for each in found["Granted"]:
+        until = f"for {each['Seconds']} s" if each["Seconds"] else "a container"
+        lines.append(f"  {each['Name']} -> {each['Address']}  ({until})")
+    lines += [f"  {name}: not resolved, {count}x" for name, count in found["Refused"].items()]
+    return [*lines, f"  packets dropped: {found['Dropped']}"]
+
+
 def _mappings(specs: list[str]) -> list[tuple[str, dict[str, str]]]:
     try:
         return [pair for spec in specs for pair in port_mappings(spec)]

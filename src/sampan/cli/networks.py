@@ -107,6 +107,12 @@ def create(session: Session, options: Options) -> int:
         body["EnableIPv4"] = options.flag("ipv4")
     if not options.has("ipv6"):
         del body["EnableIPv6"]
+    if options.has("egress"):
+        from sampan.cli.create import EGRESS
+        from sampan.cli.extras import only_ours
+
+        only_ours(session, "limit where containers connect")
+        body["Options"][EGRESS] = options.text("egress")
     if options.text("config-from"):
         body["ConfigFrom"] = {"Network": options.text("config-from")}
     answer = session.client.post("/networks/create", body=body)

@@ -153,6 +153,10 @@ def _create(session: Session, options: Options, body: dict[str, Any]) -> str:
             _hand_over_socket(session, body)
         if options.text("pull") == "always":
             _pull(session, options)
+        if options.has("egress"):
+            from sampan.cli.extras import only_ours
+
+            only_ours(session, "limit where a container connects")
         body["HostConfig"]["ConsoleSize"] = list(_console_size())
         answer = _post_create(session, options, body)
     except BaseException:

@@ -19,7 +19,7 @@ import msgspec
 from sampan.engine.network_checks import check_endpoint
 from sampan.engine.records import ContainerRecord
 from sampan.errors import InvalidArgument, NotFound
-from sampan.network import files
+from sampan.network import egress, files
 from sampan.network.records import EndpointRecord, EndpointWish, PortWish, SandboxWish
 from sampan.spec.engine.container import EndpointSettings, PortBinding
 from sampan.units import parse_uint
@@ -57,6 +57,10 @@ async def resolve_wishes(
     """The networks a container will be in, by name; the network of its mode first."""
     mode = record.host_config.network_mode
     kind = mode_kind(mode)
+    if egress_entries(record) is not None and kind in ("host", "container"):
+        raise InvalidArgument(
+            f"conflicting options: --egress and the network mode {kind}: the namespace is not the container's own"
+        )
     if kind == "container":
         host = record.host_config
         try:
@@ -129,7 +133,19 @@ def sandbox_wish(engine: Engine, record: ContainerRecord) -> SandboxWish:
         endpoints=tuple(wishes),
         ports=tuple(port_wishes(record)),
         dns=tuple(host.dns or ()),
+        egress=egress_entries(record),
+        hosts={
+            name: (engine.config.host_gateway_ip if address == "host-gateway" else "")
+            or address.strip("[]")
+            for name, _, address in (text.partition(":") for text in host.extra_hosts or ())
+        },
     )
+
+
+def egress_entries(record: ContainerRecord) -> tuple[str, ...] | None:
+    """Where it may connect, from its annotation; None: anywhere. Raises InvalidArgument."""
+    text = (record.host_config.annotations or {}).get(egress.ANNOTATION)
+    return None if text is None else egress.parse(text)
 
 
 def endpoint_wish(
@@ -259,9 +275,7 @@ def _write_files(
     directory = engine.container_dir(record.id)
     write_file(directory / "hostname", record.config.hostname + "\n")
     write_file(directory / "hosts", hosts_text(engine, record, endpoints))
-    own_names = any(e.dns_names for e in endpoints) and any(
-        e.network_name not in ("bridge", "host", "none") for e in endpoints
-    )
+    own_names = any(e.asks_us for e in endpoints)
     settings = engine.config
     text = files.resolver_file(
         files.read_host_resolver(),

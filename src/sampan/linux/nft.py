@@ -50,7 +50,8 @@ _VERDICT_WORDS = {DROP: "drop", ACCEPT: "accept", RETURN: "return", CONTINUE: "c
 
 SET_ANONYMOUS, SET_CONSTANT, SET_INTERVAL, SET_MAP, SET_TIMEOUT = 1, 2, 4, 8, 0x10
 SET_CONCAT = 0x80
-ELEMENT_INTERVAL_END = 1
+_FLAG_WORDS = {SET_INTERVAL: "interval", SET_TIMEOUT: "timeout"}
+BASES = {"link": 0, "network": 1, "transport": 2}  # enum nft_payload_bases
 DATA_TYPE_VERDICT = 0xFFFFFF00
 
 REG_VERDICT = 0
@@ -60,7 +61,7 @@ _REG32 = 8  # NFT_REG32_00: the same registers, four bytes each
 CT_STATE, CT_DIRECTION, CT_STATUS, CT_MARK = 0, 1, 2, 3
 STATE_INVALID, STATE_ESTABLISHED, STATE_RELATED, STATE_NEW = 1, 2, 4, 8
 STATUS_DNAT = 0x20
-META_MARK, META_IIF, META_OIF, META_IIFNAME, META_OIFNAME = 3, 4, 5, 6, 7
+META_PROTOCOL, META_MARK, META_IIF, META_OIF, META_IIFNAME, META_OIFNAME = 1, 3, 4, 5, 6, 7
 META_NFPROTO, META_L4PROTO, META_PKTTYPE = 15, 16, 19
 FIB_RESULT_ADDRTYPE, FIB_DADDR, FIB_SADDR = 3, 2, 1
 RTN_LOCAL = 2
@@ -273,19 +274,18 @@ def dnat_map(
     return (*loads, lookup, nat)
 
 
-def concat(*loads: tuple[int, int, int]) -> tuple[Expression, ...]:
-    """Load (base, offset, length) header pieces side by side, each on a four-byte boundary.
+def concat(*loads: tuple[str, int, int]) -> tuple[Expression, ...]:
+    """Load (what, offset, length) pieces side by side, each on a four-byte boundary.
 
-    base 0 stands for the layer-4 protocol number instead of header bytes.
+    `what` is a header (link, network, transport), or protocol (of layer 4) or iifname, which have no offset.
     """
     steps = []
     register = _REG32
-    for base, offset, length in loads:
-        if base == 0:
-            steps.append(meta_load(META_L4PROTO, register))
-            length = 1
+    for what, offset, length in loads:
+        if what in BASES:
+            steps.append(payload_load(BASES[what], offset, length, register))
         else:
-            steps.append(payload_load(base, offset, length, register))
+            steps.append(meta_load(META_L4PROTO if what == "protocol" else META_IIFNAME, register))
         register += (length + 3) // 4
     return tuple(steps)
 
@@ -356,11 +356,11 @@ class Chain:
 class Set:
     """A named set, or a map where `data` names what its elements lead to.
 
-    `key` and `data` are nft type names joined by ' . '; elements are (key bytes, data bytes or (verdict, chain) or None),
-    each part of a concatenation padded to four bytes.
+    `key` and `data` are nft type names joined by ' . '; each part of a concatenation is padded to four bytes. With
+    `counted` every element counts what matches it.
     """
 
-    __slots__ = ("data", "elements", "flags", "key", "name")
+    __slots__ = ("counted", "data", "elements", "flags", "key", "name")
 
     def __init__(
         self,
@@ -369,19 +369,24 @@ class Set:
         *,
         data: str = "",
         flags: int = 0,
+        counted: bool = False,
         elements: Sequence[Element] = (),
     ) -> None:
         self.name = name
         self.key = key
+        self.counted = counted
         self.data = data
         self.flags = flags | (SET_MAP if data else 0)
         self.elements = tuple(elements)
 
 
 class Element:
-    """One element. `data`: bytes of a map's value; `verdict`: (code, chain) of a verdict map; `end`: an interval's."""
+    """One element. `data`: bytes of a map's value; `verdict`: (code, chain) of a verdict map.
 
-    __slots__ = ("data", "end", "key", "timeout_ms", "verdict", "words")
+    `last`: the last key of an interval of concatenations; `timeout_ms`: when the kernel drops it (0 never).
+    """
+
+    __slots__ = ("data", "key", "last", "timeout_ms", "verdict", "words")
 
     def __init__(
         self,
@@ -389,14 +394,14 @@ class Element:
         *,
         data: bytes = b"",
         verdict: tuple[int, str] | None = None,
-        end: bool = False,
+        last: bytes = b"",
         timeout_ms: int = 0,
         words: str = "",
     ) -> None:
         self.key = key
         self.data = data
         self.verdict = verdict
-        self.end = end
+        self.last = last
         self.timeout_ms = timeout_ms
         self.words = words or key.hex()
 
@@ -407,10 +412,10 @@ class Element:
             parts.append(_verdict_data(2, *self.verdict))
         elif self.data:
             parts.append(_value(2, self.data))
-        if self.end:
-            parts.append(_be32(3, ELEMENT_INTERVAL_END))
         if self.timeout_ms:
             parts.append(attribute(4, struct.pack(">Q", self.timeout_ms)))
+        if self.last:
+            parts.append(_value(10, self.last))
         return nested(1, *parts)
 
 
@@ -509,6 +514,17 @@ def delete_rules(family: str, table: str, chain: str) -> Message:
     return Message(DELRULE, family, text(1, table) + text(2, chain), what=f"rules of {chain}")
 
 
+def delete_rule(family: str, table: str, chain: str, handle: int) -> Message:
+    """Delete one rule."""
+    body = text(1, table) + text(2, chain) + attribute(3, struct.pack(">Q", handle))
+    return Message(DELRULE, family, body, what=f"rule {handle} of {chain}")
+
+
+def delete_chain(family: str, table: str, chain: str) -> Message:
+    """Delete a chain that holds no rule and to which none leads."""
+    return Message(DELCHAIN, family, text(1, table) + text(3, chain), what=f"chain {chain}")
+
+
 def type_of(names: str) -> tuple[int, int, list[int]]:
     """(nft's type number, length in bytes, lengths of the parts) of a possibly concatenated type."""
     number, length, parts = 0, 0, []
@@ -534,6 +550,8 @@ def _new_set(table: Table, each: Set, number: int) -> Message:
         fields = (nested(1, _be32(1, size)) for size in key_parts)
         parts.append(nested(9, nested(2, *fields)))
     parts.append(_be32(10, number))
+    if each.counted:
+        parts.append(nested(17, text(1, "counter")))
     return Message(
         NEWSET, table.family, b"".join(parts), flags=netlink.NLM_F_CREATE, what=f"set {each.name}"
     )
@@ -592,26 +610,6 @@ def replace(socket: netlink.Netlink, table: Table) -> None:
     apply(socket, replace_messages(table))
 
 
-def table_exists(socket: netlink.Netlink, family: str, name: str) -> bool:
-    """Whether the kernel has a table of that name."""
-    header = struct.pack(">BBH", FAMILIES[family], 0, 0)
-    try:
-        socket.get(SUBSYSTEM << 8 | GETTABLE, header + text(1, name), f"table {name}")
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def tables(socket: netlink.Netlink) -> list[tuple[int, str]]:
-    """(family number, name) of every table."""
-    header = struct.pack(">BBH", 0, 0, 0)
-    found = []
-    for _, body in socket.dump(SUBSYSTEM << 8 | GETTABLE, header, "tables"):
-        name = netlink.parse_attributes(body[4:]).get(1, b"").rstrip(b"\0").decode()
-        found.append((body[0], name))
-    return found
-
-
 # --- words
 
 
@@ -626,9 +624,12 @@ def describe(table: Table) -> str:
     for each in table.sets:
         lines.append(f"\t{'map' if each.data else 'set'} {each.name} {{")
         lines.append(f"\t\ttype {each.key}{' : ' + each.data if each.data else ''}")
-        if each.flags & SET_INTERVAL:
-            lines.append("\t\tflags interval")
-        shown = [element.words for element in each.elements if not element.end]
+        flags = [word for bit, word in _FLAG_WORDS.items() if each.flags & bit]
+        if flags:
+            lines.append(f"\t\tflags {','.join(flags)}")
+        if each.counted:
+            lines.append("\t\tcounter")
+        shown = [element.words for element in each.elements]
         if shown:
             lines.append(f"\t\telements = {{ {', '.join(shown)} }}")
         lines.append("\t}")

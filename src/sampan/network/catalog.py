@@ -17,7 +17,7 @@ import msgspec
 
 from sampan.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
 from sampan.linux import netlink
-from sampan.network import bridge, ipam
+from sampan.network import bridge, egress, ipam
 from sampan.network.records import PREDEFINED, NetworkRecord, NetworkSpec, PoolSpec
 from sampan.network.rules import ICC
 from sampan.network.settings import Settings
@@ -126,6 +126,12 @@ class NetworkCatalog:
             raise NotFound(f'plugin "{spec.ipam_driver}" not found')
         if spec.options.get(MTU) and not re.fullmatch(r"[0-9]{1,5}", spec.options[MTU], re.ASCII):
             raise InvalidArgument(f'strconv.Atoi: parsing "{spec.options[MTU]}": invalid syntax')
+        if egress.ANNOTATION in spec.options:
+            egress.parse(spec.options[egress.ANNOTATION])
+            if spec.driver != "bridge":
+                raise InvalidArgument(
+                    f"option {egress.ANNOTATION} is for networks of driver 'bridge' only"
+                )
         name = spec.options.get(BRIDGE_NAME, "")
         if name and (
             len(name) > 15 or "/" in name or name in (".", "..") or any(c.isspace() for c in name)

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-A, PTR, AAAA, ANY, OPT = 1, 12, 28, 255, 41
+A, CNAME, PTR, AAAA, ANY, OPT = 1, 5, 12, 28, 255, 41
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
 QR, AA, TC, RD, RA = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080
@@ -162,6 +162,37 @@ def matches(query: bytes, response: bytes) -> bool:
         return False
     end = 12 + len(asked.raw)
     return response[12:end].lower() == asked.raw.lower() or response[4:6] == b"\0\0"
+
+
+def resolved(response: bytes) -> list[tuple[str, int]]:
+    """The (address, seconds to live) that a response gives for its own question, aliases followed."""
+    labels, offset = read_labels(response, 12)
+    if labels is None or len(response) < 12:
+        return []
+    owners = {_lowered(labels)}
+    found: list[tuple[str, int]] = []
+    offset += 4
+    for _ in range(_HEADER.unpack_from(response)[3]):
+        labels, offset = read_labels(response, offset)
+        if labels is None or offset + 10 > len(response):
+            break
+        kind, klass, ttl, length = _RECORD_TAIL.unpack_from(response, offset)
+        offset += 10
+        data = response[offset : offset + length]
+        if len(data) < length:
+            break
+        if klass == IN and _lowered(labels) in owners:
+            if kind == CNAME:
+                owners.add(_lowered(read_labels(response, offset)[0] or []))
+            elif (kind, length) in ((A, 4), (AAAA, 16)):
+                family = _socket.AF_INET if kind == A else _socket.AF_INET6
+                found.append((_socket.inet_ntop(family, data), ttl & 0x7FFFFFFF))
+        offset += length
+    return found
+
+
+def _lowered(labels: list[bytes]) -> bytes:
+    return b".".join(labels).lower()
 
 
 class Zone:

@@ -13,9 +13,11 @@ containers need (`services.py`, restore). It ends by itself when it holds nothin
 Messages (daemon -> keeper; each is answered {"ok": true} or {"error": text}):
     {"op": "zone", "network": id, "name": str, "names": {name: [address]}, "pointers": {address: name}}
     {"op": "zone-drop", "network": id}
-    {"op": "names", "container": id, "networks": [id], "links": {alias: [address]}, "servers": [ip], "forward": bool}
-         + descriptors [udp, tcp] the first time
+    {"op": "names", "container": id, "networks": [id], "links": {alias: [address]}, "servers": [ip], "forward": bool,
+         "limit": null or {"table": str, "sources": [ip], "names": [str]}} + descriptors [udp, tcp] the first time
     {"op": "names-drop", "container": id}
+    {"op": "grants", "container": id}  -> {"grants": [{"name", "address", "seconds"}], "refused": {name: times}}
+    {"op": "regrant"}                  the firewall's tables were replaced (`grants.py`)
     {"op": "port", "key": str, "protocol": str, "target": [ip, port]} + descriptor [listening socket]
     {"op": "port-drop", "key": str}
     {"op": "list"}  -> {"containers": [...], "ports": [...], "zones": [...]}
@@ -39,6 +41,8 @@ from sampan.network.pumps import TcpForward, UdpForward
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
+
+    from sampan.network.grants import Grants
 
     class Handler(Protocol):
         """Something that owns descriptors in the loop."""
@@ -94,6 +98,7 @@ class Names:
         self.links: dict[str, list[str]] = {}
         self.servers: list[str] = []
         self.forward = True
+        self.grants: Grants | None = None
         for each in (udp, tcp):
             each.setblocking(False)
             keeper.loop.add(each.fileno(), self)
@@ -104,9 +109,28 @@ class Names:
         self.links = {k.lower(): list(v) for k, v in message.get("links", {}).items()}
         self.servers = list(message.get("servers", ()))
         self.forward = bool(message.get("forward", True))
+        limit = message.get("limit")
+        if self.grants is not None and limit:
+            self.grants.renew(limit)
+        elif self.grants is not None:
+            self.grants.close()
+            self.grants = None
+        elif limit:
+            from sampan.network.grants import Grants
+
+            self.grants = Grants(limit)
+        self.zones_changed()
+
+    def zones_changed(self) -> None:
+        """Containers came or went: a limited one may reach those that its list names."""
+        if self.grants is not None:
+            self.grants.containers(self.zones())
 
     def close(self) -> None:
         """Idempotent."""
+        if self.grants is not None:
+            self.grants.close()
+            self.grants = None
         for each in (self.udp, self.tcp):
             if each.fileno() >= 0:
                 self.keeper.loop.drop(each.fileno())
@@ -141,14 +165,23 @@ class Names:
         zones = self.zones()
         if question.kind == dns.PTR:
             name = dns.pointer(zones, question.name)
-            return None if name is None else dns.answer(question, (), names=(name,), udp=udp)
+            if name is not None:
+                return dns.answer(question, (), names=(name,), udp=udp)
+            return self._foreign(question.name, data)
         found = dns.lookup(zones, question.name)
         if found is None:
-            return None
+            return self._foreign(question.name, data)
         if len(found) > 1:
             turn = self.keeper.turn()
             found = found[turn % len(found) :] + found[: turn % len(found)]
         return dns.answer(question, found, udp=udp)
+
+    def _foreign(self, name: str, data: bytes) -> bytes | None:
+        """None where a name that is no container's may be asked of the host's servers."""
+        if self.grants is None or self.grants.allows(name):
+            return None
+        self.grants.refuse(name)
+        return dns.failure(data, dns.NXDOMAIN)
 
 
 class UdpReply:
@@ -248,6 +281,7 @@ class Upstream:
         self, keeper: Keeper, names: Names, query: bytes, reply: UdpReply | TcpQueries
     ) -> None:
         self.keeper = keeper
+        self.names = names
         self.query = query
         self.reply = reply
         self.waiting = list(names.servers)
@@ -308,8 +342,14 @@ class Upstream:
                 return
             data = self.received[2:]
         if data[:2] == self.id and dns.matches(self.query, data):
-            self.keeper.seen(self.query, data)
+            self._grant(data)
             self.finish(self.query[:2] + data[2:])
+
+    def _grant(self, response: bytes) -> None:
+        """What an allowed name resolved to may be reached, from before the asker knows it."""
+        asked = dns.parse_query(self.query)
+        if self.names.grants is not None and asked is not None:
+            self.names.grants.resolved(asked.name, dns.resolved(response))
 
     def tick(self, now: float) -> None:
         """Try the next server when one does not answer."""
@@ -395,9 +435,6 @@ class Keeper:
         self._turn += 1
         return self._turn
 
-    def seen(self, query: bytes, response: bytes) -> None:
-        """A forwarded name was answered."""
-
     def query(self, names: Names, data: bytes, reply: UdpReply | TcpQueries) -> None:
         """Answer, forward, or refuse."""
         response = names.answer(data, udp=reply.is_udp)
@@ -420,8 +457,10 @@ class Keeper:
             self.zones[message["network"]] = dns.Zone(
                 message["name"], names, dict(message["pointers"])
             )
+            self._zone_changed(message["network"])
         elif operation == "zone-drop":
             self.zones.pop(message["network"], None)
+            self._zone_changed(message["network"])
         elif operation == "names":
             self._names(message, received)
         elif operation == "names-drop":
@@ -434,6 +473,18 @@ class Keeper:
             forward = self.ports.pop(message["key"], None)
             if forward is not None:
                 forward.close()
+        elif operation == "grants":
+            held = self.names.get(message["container"])
+            grants = held.grants if held is not None else None
+            return {
+                "ok": True,
+                "grants": grants.listing() if grants else [],
+                "refused": grants.refused if grants else {},
+            }
+        elif operation == "regrant":
+            for each in self.names.values():
+                if each.grants is not None:
+                    each.grants.give_again()
         elif operation == "list":
             return {
                 "ok": True,
@@ -444,6 +495,11 @@ class Keeper:
         else:
             raise ValueError(f"unknown operation {operation!r}")
         return {"ok": True}
+
+    def _zone_changed(self, network: str) -> None:
+        for each in self.names.values():
+            if network in each.networks:
+                each.zones_changed()
 
     def _names(self, message: dict[str, Any], received: list[int]) -> None:
         container = message["container"]

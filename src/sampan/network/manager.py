@@ -31,10 +31,11 @@ from sampan.errors import (
     Unavailable,
 )
 from sampan.linux import netlink, nft
-from sampan.network import bridge, endpoint, ipam
+from sampan.network import bridge, egress, endpoint, ipam
 from sampan.network.catalog import MTU, NetworkCatalog
 from sampan.network.firewall import Firewall, RuleWatch, may_configure
 from sampan.network.records import (
+    Egress,
     EndpointRecord,
     EndpointWish,
     NetworkRecord,
@@ -62,8 +63,9 @@ class NetworkManager:
         self._lock = threading.RLock()
         self.catalog = NetworkCatalog(settings, store, self._lock)
         self.table = EndpointTable(store, self._lock)
-        self.firewall = Firewall(settings.instance, self._ruleset)
+        self.firewall = Firewall(settings.instance, self._rulesets)
         self.services = Services(settings, self.catalog, self.table, self.firewall, self._lock)
+        self.firewall.on_applied = self.services.regrant
         self.may_configure = may_configure()
         self._bridges: dict[str, int] = {}
 
@@ -118,10 +120,7 @@ class NetworkManager:
 
     def repair(self) -> bool:
         """Put the rules back where they are gone; whether that was needed."""
-        if self.firewall.intact():
-            return False
-        self.firewall.apply()
-        return True
+        return self.firewall.repair()
 
     def _any_ipv6(self) -> bool:
         return any(n.spec.enable_ipv6 for n in self.catalog.all())
@@ -226,6 +225,7 @@ class NetworkManager:
         """
         with ExitStack() as undo:
             taken = self._take_addresses(wish, undo)
+            self._limit(taken, undo)
             namespace = endpoint.Namespace.new()
             undo.callback(namespace.close)
             endpoint.loopback_up(namespace)
@@ -235,10 +235,94 @@ class NetworkManager:
             if wish.ports:
                 taken = self.services.publish(wish, taken, undo)
             self.services.serve(wish, taken, namespace.netns_fd, undo)
-            if wish.egress is not None and self.settings.firewall:
-                self.firewall.apply()
             undo.pop_all()
         return Sandbox(netns_fd=namespace.take(), endpoints=tuple(taken))
+
+    def _limit(self, taken: list[EndpointRecord], undo: ExitStack) -> None:
+        """Put the limits of these endpoints into the kernel, before a packet of theirs can pass."""
+        if all(e.egress is None for e in taken):
+            return
+        undo.callback(self._unlimit, taken)
+        self._apply_limits()
+
+    def _apply_limits(self) -> None:
+        if not (self.settings.firewall and self.may_configure):
+            raise Unavailable(
+                "this engine sets no firewall rules: it cannot limit where a container connects"
+            )
+        try:
+            self.firewall.apply()
+        except OSError as error:
+            raise Internal(
+                f"cannot limit where the container connects: {error.strerror}",
+                hint="this needs nf_tables with the bridge family and sets of ranges (Linux 5.7)",
+            ) from error
+
+    def _unlimit(self, left: list[EndpointRecord]) -> None:
+        """Their limits are gone with their records; the rules follow."""
+        if (
+            any(e.egress is not None for e in left)
+            and self.settings.firewall
+            and self.may_configure
+        ):
+            for each in left:
+                self.table.forget(each)
+            self.firewall.apply()
+
+    def set_egress(self, wish: SandboxWish, netns_fd: int) -> tuple[EndpointRecord, ...]:
+        """The wish's limits for a running container; None lifts them. What is connected stays connected."""
+        with self._lock:
+            before = self.endpoints_of(wish.container_id)
+            after = [
+                msgspec.structs.replace(
+                    e, egress=self._egress_of(self.catalog.records[e.network_id], wish, e.gateway4)
+                )
+                for e in before
+            ]
+            for each in after:
+                self.table.put(each)
+        try:
+            self._apply_limits()
+        except BaseException:
+            for each in before:
+                self.table.put(each)
+            raise
+        if any(e.asks_us for e in after):
+            with ExitStack() as undo:
+                self.services.serve(wish, after, netns_fd, undo)
+                undo.pop_all()
+        else:
+            self.services.keeper.request({"op": "names-drop", "container": wish.container_id})
+        return tuple(after)
+
+    def _egress_of(
+        self, network: NetworkRecord, wish: SandboxWish, gateway: str
+    ) -> tuple[str, ...] | None:
+        """A container's own list, else its network's; with the addresses of the names in its own /etc/hosts."""
+        entries, default = wish.egress, network.option(egress.ANNOTATION)
+        if entries is None and default:
+            entries = egress.parse(default)
+        if entries is None:
+            return None
+        if network.driver not in ("bridge", "null"):
+            raise InvalidArgument(
+                f"where a container connects cannot be limited on a network of driver {network.driver!r}: only on a bridge"
+            )
+        hosts = {n: gateway if a == "host-gateway" else a for n, a in wish.hosts.items()}
+        return egress.with_hosts(entries, hosts)
+
+    def egress_of(self, container_id: str) -> Egress:
+        """Where a running container may connect, and what came of it."""
+        limited = [e for e in self.endpoints_of(container_id) if e.egress is not None]
+        if not limited:
+            return Egress()
+        dropped = 0
+        for address in egress.sources(limited):
+            packed = ipam.parse_address(address).packed
+            counted = self.firewall.counted(f"limited{6 if ':' in address else 4}")
+            dropped += counted.get(packed, (0, 0))[0]
+        grants, refused = self.services.grants(container_id)
+        return Egress(entries=limited[0].egress, grants=grants, refused=refused, dropped=dropped)
 
     def join_host(self, container_id: str, name: str, network: str = "host") -> EndpointRecord:
         """A record for a container that uses the host's namespace, or none at all."""
@@ -287,7 +371,7 @@ class NetworkManager:
             host_link=endpoint.host_link_name(identity) if network.driver == "bridge" else "",
             aliases=wish.aliases, dns_names=self._dns_names(network, sandbox, wish), links=wish.links,
             gateway_priority=wish.gateway_priority, driver_options=wish.driver_options,
-            dns=sandbox.dns, egress=sandbox.egress,
+            dns=sandbox.dns, egress=self._egress_of(network, sandbox, gateway4),
         )  # fmt: skip
 
     @staticmethod
@@ -395,15 +479,10 @@ class NetworkManager:
             for each in mine:
                 self.table.forget(each)
         self.services.unpublish(mine, [p for e in mine for p in e.ports])
-        if any(e.dns_names for e in mine):
+        if any(e.asks_us for e in mine):
             self.services.keeper.request({"op": "names-drop", "container": container_id})
             self.services.tell_zones({e.network_id for e in mine if e.dns_names})
-        if (
-            any(e.egress is not None for e in mine)
-            and self.settings.firewall
-            and self.may_configure
-        ):
-            self.firewall.apply()
+        self._unlimit(mine)
         return mine
 
     def connect(self, wish: EndpointWish, sandbox: SandboxWish, netns_fd: int) -> EndpointRecord:
@@ -415,6 +494,7 @@ class NetworkManager:
                 made = self._allocate(wish, sandbox, number)
                 self.table.put(made)
                 undo.callback(self.table.forget, made)
+            self._limit([made], undo)
             namespace = endpoint.Namespace.of(netns_fd)
             undo_namespace = ExitStack()
             with undo_namespace:
@@ -451,14 +531,13 @@ class NetworkManager:
                 endpoint.set_default_routes(namespace, rest)
             finally:
                 namespace.close()
-        if made.dns_names:
-            self.services.tell_zones({network.id})
-            if any(e.dns_names for e in rest):
-                self.services.keeper.request(
-                    self.services.names_message(container_id, list(rest), ())
-                )
+        if made.asks_us:
+            self.services.tell_zones({network.id} if made.dns_names else ())
+            if any(e.asks_us for e in rest):
+                self.services.renew(container_id, list(rest))
             else:
                 self.services.keeper.request({"op": "names-drop", "container": container_id})
+        self._unlimit([made])
         return made
 
     def rename(self, container_id: str, name: str) -> None:
@@ -511,9 +590,24 @@ class NetworkManager:
 
     # --- rules
 
-    def _ruleset(self) -> nft.Table:
+    def _rulesets(self) -> list[nft.Table]:
         with self._lock:
             networks = self.catalog.all()
             members = self.table.all()
         published = [t for e in members for t in translations(e, e.ports)]
-        return ruleset(self.settings.instance, networks, published, members)
+        limited = egress.limits(members, self._routers(networks, members))
+        tables = [ruleset(self.settings.instance, networks, published, limited)]
+        if limited:
+            tables.append(egress.guard(self.settings.instance, limited))
+        return tables
+
+    @staticmethod
+    def _routers(networks: list[NetworkRecord], members: list[EndpointRecord]) -> dict[str, str]:
+        """The hardware addresses of the bridges that have limited endpoints."""
+        wanted = {e.network_id for e in members if e.egress is not None and e.host_link}
+        with netlink.Netlink() as link:
+            return {
+                network.id: netlink.link_by_name(link, network.bridge).address.hex(":")
+                for network in networks
+                if network.id in wanted
+            }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sampan.errors import Internal, InvalidArgument
 from sampan.network.records import PortWish, PublishedPort
@@ -22,6 +22,10 @@ KINDS = {
     "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
 BACKLOG = 511
+PRIVILEGED = (
+    "ports below 1024 are root's; choose a larger one, or let everybody have them: "
+    "sysctl net.ipv4.ip_unprivileged_port_start=80"
+)
 # What is the address's or the protocol's fault is no other port's either.
 NO_PORT_HELPS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
@@ -57,6 +61,7 @@ class PortAllocator:
 
     def __init__(self) -> None:
         self.taken: set[Key] = set()
+        self.bind: Callable[[PublishedPort], socket.socket] = bind
         self._next = 0
 
     def adopt(self, ports: Iterable[PublishedPort]) -> None:
@@ -118,11 +123,12 @@ class PortAllocator:
         if self._conflicts(port):
             raise Internal(f"Bind for {shown}:{number} failed: port is already allocated")
         try:
-            bound = bind(port)
+            bound = self.bind(port)
         except OSError as error:
             words = (error.strerror or str(error)).lower()
             raise Internal(
-                f"failed to bind host port {shown}:{number}/{wish.protocol}: {words}"
+                f"failed to bind host port {shown}:{number}/{wish.protocol}: {words}",
+                hint=PRIVILEGED if error.errno == errno.EACCES and number < 1024 else "",
             ) from error
         self.taken.add(key_of(port))
         return Reserved(port, bound)

@@ -145,6 +145,34 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     dns: tuple[str, ...] = ()
     egress: tuple[str, ...] | None = None
 
+    @property
+    def asks_us(self) -> bool:
+        """Whether the container's name server is ours: names are known in its network, or must be watched."""
+        return bool(self.dns_names) or (self.egress is not None and self.driver != "null")
+
+
+class EgressGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """An address that a limited container may reach because an allowed name resolved to it.
+
+    `seconds`: how long still; 0 as long as the name, a container's, has it.
+    """
+
+    name: str
+    address: str
+    seconds: int = 0
+
+
+class Egress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a running container may connect. `entries` None: anywhere.
+
+    `refused`: names that it asked for in vain, with how often; `dropped`: packets since the rules were last replaced.
+    """
+
+    entries: tuple[str, ...] | None = None
+    grants: tuple[EgressGrant, ...] = ()
+    refused: dict[str, int] = {}
+    dropped: int = 0
+
 
 class SandboxWish(msgspec.Struct, frozen=True, kw_only=True):
     """All that one container asks of the network at its start. The first endpoint is eth0."""
@@ -156,6 +184,7 @@ class SandboxWish(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[PortWish, ...] = ()
     dns: tuple[str, ...] = ()
     egress: tuple[str, ...] | None = None  # None: anywhere; (): nowhere; else CIDRs and names
+    hosts: dict[str, str] = {}  # names of its own /etc/hosts; 'host-gateway' for the host's address
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,4 +199,4 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_names(self) -> bool:
-        return any(e.driver != "null" and e.dns_names for e in self.endpoints)
+        return any(e.asks_us for e in self.endpoints)

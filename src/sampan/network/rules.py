@@ -11,7 +11,8 @@
       chain forward      filter  0     the two maps
       chain postrouting  nat     100   masquerade what leaves a network
       chain into-<bridge>              established; the network itself (unless ICC is off); translated; else drop
-      chain from-<bridge>              internal networks: nothing leaves; egress limits
+      chain from-<bridge>              internal networks: nothing leaves; limits
+      chain limits, input              where a container's --egress holds (`egress.py`); only if one has it
 
 A packet that comes from a container is not translated: it reaches the keeper's socket, which connects on its behalf
 (`keeper.py`). So a container reaches published ports at every address of the host, its own ports included, and
@@ -27,11 +28,12 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from sampan.linux import nft
+from sampan.network import egress
 from sampan.network.records import EndpointRecord, NetworkRecord, PublishedPort
 
 Rule = tuple[nft.Expression, ...]
@@ -98,14 +100,13 @@ def ruleset(
     table: str,
     networks: Iterable[NetworkRecord],
     published: Iterable[Translation],
-    egress: Iterable[EndpointRecord] = (),
+    limited: Sequence[egress.Limit] = (),
 ) -> nft.Table:
-    """The whole table."""
+    """The whole table of family inet; `egress.guard` makes the one of the bridges."""
     bridged = sorted(
         (n for n in networks if n.bridge and not n.spec.config_only), key=lambda n: n.bridge
     )
     published = list(published)
-    limited = [endpoint for endpoint in egress if endpoint.egress is not None]
     chains = [
         nft.Chain("prerouting", _prerouting(), hook="prerouting", priority=-100, type="nat"),
         nft.Chain("output", _output(), hook="output", priority=-100, type="nat"),
@@ -116,14 +117,12 @@ def ruleset(
     ]
     for network in bridged:
         chains.append(nft.Chain(f"into-{network.bridge}", _into(network)))
-        mine = [e for e in limited if e.network_id == network.id]
-        chains.append(nft.Chain(f"from-{network.bridge}", _out_of(network, mine)))
-    return nft.Table(
-        "inet",
-        table,
-        chains,
-        [*_port_maps(published), *_bridge_maps(bridged), *_egress_sets(limited)],
-    )
+        chains.append(nft.Chain(f"from-{network.bridge}", _out_of(network, limited=bool(limited))))
+    sets = [*_port_maps(published), *_bridge_maps(bridged)]
+    if limited:
+        chains += [egress.limits_chain(), egress.input_chain(_from_containers())]
+        sets += egress.sets(limited)
+    return nft.Table("inet", table, chains, sets)
 
 
 def _port_maps(published: list[Translation]) -> list[nft.Set]:
@@ -161,52 +160,11 @@ def _bridge_maps(bridged: list[NetworkRecord]) -> list[nft.Set]:
     ]
 
 
-def egress_set_name(endpoint: EndpointRecord, version: int) -> str:
-    """The set of addresses that a limited container may reach."""
-    return f"egress{version}-{endpoint.id[:12]}"
-
-
-def egress_elements(endpoint: EndpointRecord, version: int) -> list[nft.Element]:
-    """The CIDRs of an endpoint's egress list as interval elements; names are added when they are looked up."""
-    networks = []
-    for text in endpoint.egress or ():
-        try:
-            networks.append(ipaddress.ip_network(text, strict=False))
-        except ValueError:
-            continue
-    found = []
-    for network in ipaddress.collapse_addresses(n for n in networks if n.version == version):  # type: ignore[type-var]
-        found += interval(network)
-    return found
-
-
-def interval(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> list[nft.Element]:
-    """A network as the pair of elements of an interval set: first address, and the end that is not in it."""
-    after = int(network.broadcast_address) + 1
-    elements = [nft.Element(network.network_address.packed, words=str(network))]
-    if after < 1 << network.max_prefixlen:
-        elements.append(nft.Element(after.to_bytes(network.max_prefixlen // 8, "big"), end=True))
-    return elements
-
-
-def _egress_sets(limited: list[EndpointRecord]) -> list[nft.Set]:
-    sets = []
-    for endpoint in limited:
-        for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
-            sets.append(
-                nft.Set(
-                    egress_set_name(endpoint, version), kind, flags=nft.SET_INTERVAL,
-                    elements=egress_elements(endpoint, version),
-                )
-            )  # fmt: skip
-    return sets
-
-
 def _maps_for(version: int) -> list[Rule]:
     offset, length = ((16, 4), (24, 16))[version == 6]
     family = "ip" if version == 4 else "ip6"
-    load_any = nft.concat((0, 0, 1), (2, 2, 2))
-    load_one = nft.concat((0, 0, 1), (1, offset, length), (2, 2, 2))
+    load_any = nft.concat(("protocol", 0, 1), ("transport", 2, 2))
+    load_one = nft.concat(("protocol", 0, 1), ("network", offset, length), ("transport", 2, 2))
     return [
         nft.nfproto(version) + nft.dnat_map(load_one, f"published{version}", version=version, words=f"meta l4proto . {family} daddr . th dport"),
         nft.nfproto(version) + nft.dnat_map(load_any, f"published{version}_any", version=version, words="meta l4proto . th dport"),
@@ -214,14 +172,12 @@ def _maps_for(version: int) -> list[Rule]:
 
 
 def _from_containers() -> Rule:
-    return nft.in_set([nft.meta_load(nft.META_IIFNAME)], "bridges", words="iifname") + nft.verdict(
-        nft.RETURN
-    )
+    return nft.in_set([nft.meta_load(nft.META_IIFNAME)], "bridges", words="iifname")
 
 
 def _prerouting() -> list[Rule]:
     local = nft.local_destination(equal=False) + nft.verdict(nft.RETURN)
-    return [local, _from_containers(), *_maps_for(4), *_maps_for(6)]
+    return [local, _from_containers() + nft.verdict(nft.RETURN), *_maps_for(4), *_maps_for(6)]
 
 
 def _output() -> list[Rule]:
@@ -276,7 +232,7 @@ def _into(network: NetworkRecord) -> list[Rule]:
     return [*rules, nft.counter() + nft.verdict(nft.DROP)]
 
 
-def _out_of(network: NetworkRecord, limited: list[EndpointRecord]) -> list[Rule]:
+def _out_of(network: NetworkRecord, *, limited: bool) -> list[Rule]:
     rules: list[Rule] = []
     if network.spec.internal:
         rules.append(
@@ -285,23 +241,8 @@ def _out_of(network: NetworkRecord, limited: list[EndpointRecord]) -> list[Rule]
             + nft.verdict(nft.DROP)
         )
     if limited:
-        rules.append(
-            nft.ct_state(nft.STATE_ESTABLISHED, nft.STATE_RELATED) + nft.verdict(nft.RETURN)
-        )
-    for endpoint in limited:
-        for version, text in ((4, endpoint.ipv4), (6, endpoint.ipv6)):
-            if text:
-                rules += _limit(endpoint, version, ipaddress.ip_address(text).packed)
+        # Where bridged packets come by here too (bridge-nf-call-ip6tables), neighbours must still be found on the link.
+        same = nft.interface("oif", network.bridge)
+        rules += [same + each for each in egress.neighbour_discovery()]
+        rules.append(nft.verdict(nft.JUMP, "limits"))
     return rules
-
-
-def _limit(endpoint: EndpointRecord, version: int, source: bytes) -> list[Rule]:
-    offset, length = ((16, 4), (24, 16))[version == 6]
-    family = "ip" if version == 4 else "ip6"
-    mine = nft.nfproto(version) + nft.address("saddr", source)
-    allowed = nft.in_set(
-        [nft.payload_load(1, offset, length)],
-        egress_set_name(endpoint, version),
-        words=f"{family} daddr",
-    )
-    return [mine + allowed + nft.verdict(nft.RETURN), mine + nft.counter() + nft.verdict(nft.DROP)]

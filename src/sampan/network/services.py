@@ -18,11 +18,17 @@ from contextlib import ExitStack
 import msgspec
 
 from sampan.errors import Internal, SampanError, Unavailable
-from sampan.network import files, names, ports
+from sampan.network import egress, files, names, ports
 from sampan.network.catalog import NetworkCatalog
 from sampan.network.firewall import Firewall
 from sampan.network.keeper_client import KeeperClient
-from sampan.network.records import EndpointRecord, PortWish, PublishedPort, SandboxWish
+from sampan.network.records import (
+    EgressGrant,
+    EndpointRecord,
+    PortWish,
+    PublishedPort,
+    SandboxWish,
+)
 from sampan.network.rules import Translation, translations
 from sampan.network.settings import Settings
 from sampan.network.table import EndpointTable
@@ -135,9 +141,9 @@ class Services:
     def serve(
         self, wish: SandboxWish, taken: list[EndpointRecord], netns_fd: int, undo: ExitStack
     ) -> None:
-        named = [e for e in taken if e.dns_names]
-        if not named:
+        if not any(e.asks_us for e in taken):
             return
+        named = [e for e in taken if e.dns_names]
         undo.callback(self.tell_zones, {e.network_id for e in named})
         message = self.names_message(wish.container_id, taken, wish.dns)
         if wish.container_id in self._served():
@@ -177,7 +183,33 @@ class Services:
         return {
             "op": "names", "container": container_id, "networks": [e.network_id for e in taken if e.dns_names],
             "links": links, "servers": servers, "forward": bool(outside),
+            "limit": self._limit_message(taken),
         }  # fmt: skip
+
+    def _limit_message(self, taken: list[EndpointRecord]) -> dict[str, object] | None:
+        """Which names a limited container may ask for, and whose packets what they resolve to lets through."""
+        limited = [e for e in taken if e.egress is not None]
+        if not limited:
+            return None
+        return {
+            "table": self.settings.instance, "sources": egress.sources(limited),
+            "names": egress.names_of(limited[0].egress or ()),
+        }  # fmt: skip
+
+    def renew(self, container_id: str, taken: list[EndpointRecord]) -> None:
+        """Tell the keeper what changed about a container that it serves."""
+        if container_id in self._served():
+            self.keeper.request(self.names_message(container_id, taken, ()))
+
+    def grants(self, container_id: str) -> tuple[tuple[EgressGrant, ...], dict[str, int]]:
+        """What a limited container's names resolved to, and which were refused."""
+        answer = self.keeper.request({"op": "grants", "container": container_id})
+        return msgspec.convert(answer["grants"], tuple[EgressGrant, ...]), answer["refused"]
+
+    def regrant(self) -> None:
+        """The tables were replaced: what the keeper had put into their sets goes in again."""
+        if any(e.egress is not None for e in self.table.all()) and self._served():
+            self.keeper.request({"op": "regrant"})
 
     def tell_zones(self, network_ids: Iterable[str]) -> None:
         for network_id in network_ids:
@@ -208,7 +240,7 @@ class Services:
         for each in self.table.all():
             for port in each.ports:
                 wanted_ports[ports.keeper_key(each.container_id, port)] = (each, port)
-        named = {e.container_id for e in self.table.all() if e.dns_names}
+        named = {e.container_id for e in self.table.all() if e.asks_us}
         for key in set(held["ports"]) - set(wanted_ports):
             self.keeper.request({"op": "port-drop", "key": key})
         for container_id in set(held["containers"]) - named:
@@ -216,7 +248,7 @@ class Services:
         for key in set(wanted_ports) - set(held["ports"]):
             owner, port = wanted_ports[key]
             try:
-                self._hand_over(owner, ports.Reserved(port, ports.bind(port)))
+                self._hand_over(owner, ports.Reserved(port, self.allocator.bind(port)))
             except (
                 OSError,
                 SampanError,

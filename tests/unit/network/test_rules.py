@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sampan.linux import nft
+from sampan.network import egress
 from sampan.network.names import service_table
 from sampan.network.records import (
     EndpointRecord,
@@ -22,7 +23,6 @@ from sampan.network.rules import (
     GATEWAY_MODE_6,
     ICC,
     MASQUERADE,
-    egress_elements,
     ruleset,
     translations,
 )
@@ -45,11 +45,12 @@ def network(
 
 
 def endpoint(
-    *ports: PublishedPort, ipv6: str = "", egress: tuple[str, ...] | None = None
+    *ports: PublishedPort, ipv6: str = "", entries: tuple[str, ...] | None = None
 ) -> EndpointRecord:
     return EndpointRecord(
         id="e0123456789abcdef", network_id="nbr-a", network_name="br-a", driver="bridge",
-        container_id="c", container_name="web", ipv4="172.17.0.2", ipv6=ipv6, ports=ports, egress=egress,
+        container_id="c", container_name="web", ipv4="172.17.0.2", ipv6=ipv6, ports=ports, egress=entries,
+        host_link="vethe012345", mac="02:42:ac:11:00:02",
     )  # fmt: skip
 
 
@@ -62,8 +63,14 @@ def port(host_ip: str, host: int, container: int, protocol: str = "tcp") -> Publ
 def table(*networks: NetworkRecord, endpoints: Iterable[EndpointRecord] = ()) -> nft.Table:
     members = list(endpoints)
     published = [each for member in members for each in translations(member, member.ports)]
-    return ruleset("sampan", networks, published, members)
+    return ruleset("sampan", networks, published, limits(members))
 
+
+def limits(members: Iterable[EndpointRecord]) -> list[egress.Limit]:
+    return egress.limits(members, {"nbr-a": "02:42:00:00:00:01"})
+
+
+LISTED = ("10.0.0.0/8", "10.1.0.0/16", "192.0.2.7/32", "example.com", "2001:db8::/32")
 
 CASES = {
     "default": table(network()),
@@ -81,10 +88,9 @@ CASES = {
         network("br-a", FOUR, SIX),
         endpoints=[endpoint(port("0.0.0.0", 80, 80), port("::", 80, 80), port("2001:db8::1", 81, 80), ipv6="fd00::2")],
     ),
-    "egress_limited": table(
-        network(), endpoints=[endpoint(egress=("10.0.0.0/8", "10.1.0.0/16", "192.0.2.7", "example.com", "2001:db8::/32"))]
-    ),
-    "egress_nothing": table(network("br-a", FOUR, SIX), endpoints=[endpoint(ipv6="fd00::2", egress=())]),
+    "egress_limited": table(network(), endpoints=[endpoint(entries=LISTED)]),
+    "egress_nothing": table(network("br-a", FOUR, SIX), endpoints=[endpoint(ipv6="fd00::2", entries=())]),
+    "egress_guard": egress.guard("sampan", limits([endpoint(ipv6="fd00::2", entries=LISTED)])),
     "names": service_table({"udp": 40001, "tcp": 40002}),
 }  # fmt: skip
 
@@ -140,25 +146,3 @@ def test_a_translation_s_key_is_padded_as_the_kernel_wants_it() -> None:
     assert element.key == bytes((6, 0, 0, 0, 192, 0, 2, 1, 0x1F, 0x90, 0, 0))
     assert element.data == bytes((172, 17, 0, 2, 0, 80, 0, 0))
     assert one.map_name == "published4"
-
-
-class TestEgress:
-    def test_networks_are_merged_into_intervals(self) -> None:
-        made = egress_elements(endpoint(egress=("10.0.0.0/9", "10.128.0.0/9", "10.1.2.3")), 4)
-        assert [(e.key, e.end) for e in made] == [
-            (bytes((10, 0, 0, 0)), False),
-            (bytes((11, 0, 0, 0)), True),
-        ]
-
-    def test_the_last_address_has_no_end(self) -> None:
-        made = egress_elements(endpoint(egress=("255.0.0.0/8", "0.0.0.0/0")), 4)
-        assert [(e.words, e.end) for e in made] == [("0.0.0.0/0", False)]
-
-    def test_names_and_the_other_family_are_left_to_others(self) -> None:
-        limited = endpoint(egress=("example.com", "2001:db8::/32", "1.2.3.4"))
-        assert [e.words for e in egress_elements(limited, 4) if not e.end] == ["1.2.3.4/32"]
-        assert [e.words for e in egress_elements(limited, 6) if not e.end] == ["2001:db8::/32"]
-
-    def test_no_limit(self) -> None:
-        assert egress_elements(endpoint(), 4) == []
-        assert "egress" not in nft.describe(table(network(), endpoints=[endpoint()]))

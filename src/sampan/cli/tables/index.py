@@ -44,7 +44,7 @@ GROUPS = {
     ),
     "manifest": _group("manifest", "annotate create inspect push rm"),
     "network": _group(
-        "network", "connect create disconnect inspect ls port prune rm", list="ls", remove="rm"
+        "network", "connect create disconnect egress inspect ls port prune rm", list="ls", remove="rm"
     ),
     "network port": _group("network port", "add rm", remove="rm"),
     "plugin": _group("plugin", "ls inspect", list="ls"),

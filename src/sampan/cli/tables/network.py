@@ -35,6 +35,7 @@ _ALL = (
             ("config-from", "", "string", "", "Network whose settings to copy"),
             ("config-only", "", "bool", False, "Settings only, for other networks to copy"),
             ("driver", "d", "string", "bridge", "Kind of network"),
+            ("egress", "", "string", "", "Where its containers may connect, unless one has a list of its own"),
             ("gateway", "", "strings", None, "Address of the gateway of a subnet"),
             ("ingress", "", "bool", False, "The swarm's routing mesh"),
             ("internal", "", "bool", False, "No way out of the network"),
@@ -53,6 +54,10 @@ _ALL = (
         "network disconnect", "[OPTIONS] NETWORK CONTAINER", (2, 2), "networks:disconnect",
         "Take a container out of a network",
         (("force", "f", "bool", False, "Also if the container is gone"),),
+    ),
+    Command(
+        "network egress", "CONTAINER [any|none|LIST]", (1, 2), "extras:egress",
+        "Show or change where a container may connect", own=True,
     ),
     Command(
         "network inspect", "[OPTIONS] NETWORK [NETWORK...]", (1, -1), "inspect:network",

@@ -29,6 +29,7 @@ CONTAINER: tuple[Flag, ...] = (
     ("dns-option", "", "list", None, "Option for resolv.conf"),
     ("dns-search", "", "search", None, "Search domain for resolv.conf"),
     ("domainname", "", "string", "", "NIS domain name"),
+    ("egress", "", "string", "", "Where it may connect: none, or networks, addresses and names (10.0.0.0/8,example.com)"),
     ("entrypoint", "", "string", "", "Program to run instead of the image's entry point"),
     ("env", "e", "env", None, "Environment variable (NAME=value, or NAME to pass ours on)"),
     ("env-file", "", "list", None, "File with environment variables, one a line"),

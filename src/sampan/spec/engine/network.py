@@ -97,3 +97,29 @@ class DisconnectRequest(Body, frozen=True, kw_only=True):
 
 class NetworksPruned(Body, frozen=True, kw_only=True):
     networks_deleted: list[str] | None = null()
+
+
+# --- of our own: where a container may connect
+
+
+class EgressRequest(Body, frozen=True, kw_only=True):
+    """POST /containers/{id}/egress: the list as `--egress` takes it; null for no limit."""
+
+    egress: str | None = None
+
+
+class EgressGrant(Body, frozen=True, kw_only=True):
+    """An address that a name of the list resolved to. `seconds` 0: as long as a container has the name."""
+
+    name: str
+    address: str
+    seconds: int
+
+
+class EgressResponse(Body, frozen=True, kw_only=True):
+    """Where a container may connect: null is anywhere, an empty list nowhere."""
+
+    egress: list[str] | None
+    granted: list[EgressGrant]
+    refused: dict[str, int]
+    dropped: int
