@@ -25,11 +25,12 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
 from sampan import config as configuration
-from sampan import ids
+from sampan import ids, rootless
 from sampan.api.server import ApiServer
 from sampan.build.builder import Builder
 from sampan.cgroups import manager as cgroups
@@ -48,7 +49,9 @@ from sampan.errors import Conflict, SampanError
 from sampan.images.catalog import Catalog
 from sampan.images.endpoints import Proxies, RegistryConfig, proxies_from_environment
 from sampan.images.pull import Puller
+from sampan.network import ports
 from sampan.network.manager import NetworkManager, Settings
+from sampan.rootless import Rootless
 from sampan.shim.client import LauncherClient
 from sampan.shim.logwatch import LogWatch
 from sampan.storage.blobs import BlobStore
@@ -76,8 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
         config = configuration.load(sys.argv[1:] if arguments is None else arguments, os.environ)
         start_logging(config)
         os.umask(0o022)
+        inside = rootless.enter(config) if config.rootless and os.geteuid() != 0 else None
         with Lock(config):
-            asyncio.run(serve(config))
+            asyncio.run(serve(config, inside))
     except SampanError as error:
         hint = f"\n({error.hint})" if error.hint else ""
         print(f"sampan daemon: {error.message}{hint}", file=sys.stderr)
@@ -151,7 +155,7 @@ def registry_proxies(config: Config) -> Proxies:
     )
 
 
-def build_engine(config: Config) -> Engine:
+def build_engine(config: Config, inside: Rootless | None = None) -> Engine:
     """Everything but what needs a running loop."""
     (config.root / "reserve").unlink(missing_ok=True)  # made again once we are ready
     store = Store(config.store_path)
@@ -187,7 +191,7 @@ def build_engine(config: Config) -> Engine:
         puller=Puller(catalog, registries),
         registries=registries,
         volumes=Volumes(config.root / "volumes"),
-        networks=NetworkManager(network_settings(config), store),
+        networks=network_manager(config, store, inside),
         launcher=LauncherClient(str(config.run)),
         log_watch=LogWatch(),
         pool=ThreadPoolExecutor(POOL_SIZE, thread_name_prefix="work"),
@@ -203,6 +207,17 @@ def engine_id(store: Store) -> str:
         found = f"{found[:8]}-{found[8:12]}-{found[12:16]}-{found[16:20]}-{found[20:]}"
         store.set_meta("engine-id", found)
     return found
+
+
+def network_manager(config: Config, store: Store, inside: Rootless | None) -> NetworkManager:
+    """Without root, links and rules are in a namespace of the engine's, and published ports on the host."""
+    settings = network_settings(config)
+    if inside is None:
+        return NetworkManager(settings, store)
+    settings = msgspec.structs.replace(settings, dns=settings.dns or inside.name_servers)
+    manager = NetworkManager(settings, store)
+    manager.services.allocator.bind = lambda port: inside.host.call(lambda: ports.bind(port))
+    return cast("NetworkManager", rootless.Inside(manager, inside.netns_fd))
 
 
 def network_settings(config: Config) -> Settings:
@@ -383,14 +398,16 @@ async def restore(engine: Engine) -> None:
 # -- serving ---------------------------------------------------------------------------------------
 
 
-async def serve(config: Config) -> None:
-    engine = build_engine(config)
+async def serve(config: Config, inside: Rootless | None = None) -> None:
+    engine = build_engine(config, inside)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, _reload, config)
     loop.add_reader(engine.log_watch.fileno(), engine.log_watch.dispatch)
+    if inside is not None and inside.is_new:
+        await engine.run_blocking(engine.launcher.stop)  # one of namespaces that are gone
     await engine.run_blocking(engine.launcher.ensure)
     await restore(engine)
     unwatch = _watch_rules(engine)
@@ -406,7 +423,12 @@ async def serve(config: Config) -> None:
     notify("STOPPING=1")
     await server.close(grace_seconds=min(5, config.shutdown_timeout))
     unwatch()
+    is_idle = not any(container.is_running for container in engine.containers)
+    if inside is not None and is_idle:
+        await engine.run_blocking(engine.launcher.stop)
     await shut_down(engine)
+    if inside is not None and is_idle:
+        inside.leave()
 
 
 def keep_reserve(engine: Engine) -> None:

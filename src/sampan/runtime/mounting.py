@@ -539,8 +539,10 @@ def _cgroup1_tree(data: str, directory: str, flags: int, private: bool) -> int:
                 raise
     try:
         tree = m.clone_tree(directory)
-    except FileNotFoundError:
-        return -1  # this container has no cgroup in that hierarchy
+    except (FileNotFoundError, PermissionError):
+        return (
+            -1
+        )  # this container has no cgroup in that hierarchy, or we without root may not see it
     m.set_attributes(tree, flags)
     return tree
 
