@@ -19,6 +19,7 @@ from sampan.linux import procfs
 from sampan.shim import protocol
 from sampan.shim.channel import Channel
 from sampan.shim.client import LauncherClient, ShimClient, ShimGone, read_exit, read_state
+from sampan.shim.powers import KEPT
 
 NAMESPACES = ("pid", "mount", "uts", "ipc", "network")
 CAPS = ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_MKNOD", "CAP_DAC_OVERRIDE"]
@@ -784,3 +785,36 @@ def test_a_launcher_of_other_code_is_replaced_and_containers_stay(
         time.sleep(0.005)
     assert bench.shims[-1].processes()
     bench.run("true").wait_event("exit")
+
+
+def capabilities(pid: int, name: str = "CapEff") -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith(f"{name}:"))
+
+
+def test_a_shim_gives_up_its_powers_but_for_an_exec_and_an_update(bench: Bench) -> None:
+    request = bench.request("sleep", "1000")
+    request["spec"]["process"]["user"] = {"uid": 1000, "gid": 1000}
+    bench.shims.append(bench.launcher.launch(request, ()))
+    shim = bench.shims[-1]
+    wait_file(shim)
+    kept = KEPT & capabilities(os.getpid(), "CapPrm")
+    pid = int((Path(shim.directory) / "shim.pid").read_text().split()[0])
+    assert shim.processes()  # answered after the adoption
+    assert capabilities(pid) == kept
+    # No waiting for the exec to become its program: it lives in between with what the join needs.
+    shim.exec(
+        {
+            "exec_id": "a",
+            "process": process("cat", "/proc/self/status"),
+            "privileged": True,
+            "capture": 65536,
+        }
+    )
+    status = base64.b64decode(shim.wait_event("exec_exit")["output"]).decode()
+    assert f"CapEff:\t{capabilities(os.getpid(), 'CapPrm'):016x}" in status
+    assert capabilities(pid) == kept
+    devices = [{"allow": True, "type": "c", "major": 10, "minor": 229, "access": "r"}]
+    assert not shim.update({"memory": {"limit": 48 << 20}, "devices": devices})
+    shim.kill(9)  # a process of another user
+    assert shim.wait_event("exit")["exit_code"] == 137

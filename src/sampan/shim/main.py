@@ -23,6 +23,7 @@ from sampan.shim.container import Container
 from sampan.shim.execs import Exec
 from sampan.shim.failure import complain, failure_of
 from sampan.shim.loop import POLLIN, Loop
+from sampan.shim.powers import Powers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Shim:
         self._execs: dict[str, Exec] = {}
         self._by_pid: dict[int, Exec] = {}
         self._lost_told = 0
+        self._powers = Powers()
         self._orders: dict[str, Order] = {
             "hello": self._hello,
             "attach": self._attach,
@@ -157,6 +159,7 @@ class Shim:
             self._listener = _socket.socket(fileno=listener)
             self._listener.setblocking(False)
             self.loop.watch(listener, POLLIN, self._accept)
+        self._powers.drop()
         self.loop.later(0, self._reap)  # it may have ended before we knew whose end it was
 
     # --- engines -----------------------------------------------------------------------------------------------
@@ -296,7 +299,8 @@ class Shim:
         session = Exec(container, message, self._exec_ended)
         if session.id in self._execs:
             raise errors.Conflict(f"exec {session.id} is already running")
-        started = session.start(message, fds)
+        with self._powers:
+            started = session.start(message, fds)
         self._execs[session.id] = session
         self._by_pid[session.pid] = session
         return started
@@ -341,7 +345,8 @@ class Shim:
         return {}
 
     def _update(self, message: Message, _fds: list[int]) -> Message:
-        return {"warnings": self.container.cgroup().apply(message.get("resources") or {})}
+        with self._powers:
+            return {"warnings": self.container.cgroup().apply(message.get("resources") or {})}
 
     def _processes(self, _message: Message, _fds: list[int]) -> Message:
         return {"pids": self.container.cgroup().pids()}
