@@ -123,32 +123,42 @@ class TestTargetLinks:
         trees.copy("d", to="link/sub")
         assert (trees.target / "real/sub/file").read_text() == "new"
 
-    @pytest.mark.parametrize("follow", [True, False])
-    def test_links_to_the_outside(self, trees: Trees, follow: bool) -> None:
+    def test_links_to_the_outside(self, trees: Trees) -> None:
         trees.put("d/file", "new")
         (trees.target / "abs").symlink_to(trees.outside)
         (trees.target / "up").symlink_to("../outside")
-        rules = TransferRules(follow_destination=follow)
-        trees.copy("d", to="abs/x", rules=rules)
-        trees.copy("d", to="up/x", rules=rules)
+        trees.copy("d", to="abs/x")
+        trees.copy("d", to="up/x")
         assert "file" not in os.listdir(trees.outside)
 
-    @pytest.mark.parametrize("follow", [True, False])
-    def test_a_destination_that_climbs(self, trees: Trees, follow: bool) -> None:
+    def test_a_destination_that_climbs(self, trees: Trees) -> None:
         trees.put("d/file", "new")
-        rules = TransferRules(follow_destination=follow)
-        trees.copy("d", to="../outside/x", rules=rules)
-        trees.copy("d", to="missing/../../outside/y", rules=rules)
-        trees.copy("d/file", to="../z", rules=rules)
+        trees.copy("d", to="../outside/x")
+        trees.copy("d", to="missing/../../outside/y")
+        trees.copy("d/file", to="../z")
         assert trees.names(trees.target) == ["outside", "outside/x", "outside/x/file", "outside/y", "outside/y/file", "z"]  # fmt: skip
         assert not (trees.outside.parent / "z").exists()
 
-    def test_a_file_replaces_a_link_and_not_what_it_names(self, trees: Trees) -> None:
+    def test_a_file_goes_to_what_the_destination_names(self, trees: Trees) -> None:
+        trees.put("file", "new")
+        (trees.target / "link").symlink_to("/dir/file")
+        trees.copy("file", to="link")
+        assert (trees.target / "link").is_symlink()
+        assert (trees.target / "dir/file").read_text() == "new"
+
+    def test_what_a_destination_names_outside_is_inside(self, trees: Trees) -> None:
         trees.put("file", "new")
         (trees.target / "file").symlink_to(trees.outside / "secret")
         trees.copy("file", to="file")
-        assert not (trees.target / "file").is_symlink()
-        assert (trees.target / "file").read_text() == "new"
+        inside = trees.target / str(trees.outside).lstrip("/") / "secret"
+        assert inside.read_text() == "new"
+
+    def test_links_in_a_circle_are_no_destination(self, trees: Trees) -> None:
+        trees.put("file", "new")
+        (trees.target / "a").symlink_to("b")
+        (trees.target / "b").symlink_to("a")
+        with pytest.raises(InvalidArgument, match="too many links in a/x"):
+            trees.copy("file", to="a/x")
 
     def test_a_file_in_a_tree_replaces_a_link(self, trees: Trees) -> None:
         trees.put("d/file", "new")
@@ -157,13 +167,12 @@ class TestTargetLinks:
         trees.copy("d", to="d")
         assert (trees.target / "d/file").read_text() == "new"
 
-    def test_a_directory_goes_through_a_link_to_a_directory_inside(self, trees: Trees) -> None:
+    def test_a_directory_does_not_go_through_a_link_inside(self, trees: Trees) -> None:
         trees.put("d/lib/file", "new")
         (trees.target / "usr/lib").mkdir(parents=True)
         (trees.target / "lib").symlink_to("/usr/lib")
-        trees.copy("d", to="/")
-        assert (trees.target / "lib").is_symlink()
-        assert (trees.target / "usr/lib/file").read_text() == "new"
+        with pytest.raises(InvalidArgument, match="cannot copy to non-directory: lib"):
+            trees.copy("d", to="/")
 
     def test_a_directory_does_not_go_through_a_link_outside(self, trees: Trees) -> None:
         trees.put("d/lib/file", "new")
@@ -171,15 +180,8 @@ class TestTargetLinks:
         with pytest.raises(InvalidArgument, match="cannot copy to non-directory: lib"):
             trees.copy("d", to="/")
 
-    def test_link_true_replaces_links_on_the_way(self, trees: Trees) -> None:
-        trees.put("d/file", "new")
-        (trees.target / "real").mkdir()
-        (trees.target / "link").symlink_to("real")
-        trees.copy("d", to="link/sub", rules=TransferRules(follow_destination=False))
-        assert trees.names(trees.target) == ["link", "link/sub", "link/sub/file", "real"]
-
     def test_an_inline_file(self, trees: Trees) -> None:
-        (trees.target / "file").symlink_to(trees.outside / "secret")
+        (trees.target / "file").write_text("old")
         write_file(trees.target_fd, "/file", b"new", TransferRules(owner=(5, 6)), mode=0o640)
         info = (trees.target / "file").lstat()
         assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (0o640, 5, 6)
@@ -198,7 +200,17 @@ class TestMerging:
         trees.copy("d", to="d")
         assert trees.names(trees.target) == ["d", "d/a", "d/kept", "d/sub", "d/sub/b"]
         assert (trees.target / "d/a").read_text() == "new"
-        assert stat.S_IMODE((trees.target / "d/sub").stat().st_mode) == 0o750  # as it was
+        assert stat.S_IMODE((trees.target / "d/sub").stat().st_mode) == 0o711  # the source's
+
+    def test_the_destination_itself_keeps_its_looks_but_for_the_time(self, trees: Trees) -> None:
+        trees.put("d/a")
+        os.utime(trees.source / "d", ns=(10**18, 10**18 + 1))
+        (trees.source / "d").chmod(0o700)
+        (trees.target / "there").mkdir(mode=0o750)
+        for name, mode in (("there", 0o750), ("new", 0o755)):
+            trees.copy("d", to=name)
+            info = (trees.target / name).stat()
+            assert (stat.S_IMODE(info.st_mode), info.st_mtime_ns) == (mode, 10**18 + 1)
 
     def test_new_directories_take_attributes(self, trees: Trees) -> None:
         trees.put("d/sub/file", mode=0o4711)
@@ -239,11 +251,11 @@ class TestMerging:
         (trees.target / "d/name").mkdir(parents=True)
         (trees.target / "e").mkdir()
         (trees.target / "e/name").write_text("file")
-        with pytest.raises(InvalidArgument, match="cannot copy file over directory name"):
+        with pytest.raises(InvalidArgument, match="cannot replace to directory name with file"):
             trees.copy("d", to="d")
         with pytest.raises(InvalidArgument, match="cannot copy to non-directory: name"):
             trees.copy("e", to="e")
-        with pytest.raises(InvalidArgument, match="cannot copy file over directory /d"):
+        with pytest.raises(InvalidArgument, match="cannot replace to directory /d with file"):
             trees.copy("d/name", to="d")
 
     def test_special_files(self, trees: Trees) -> None:

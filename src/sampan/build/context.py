@@ -34,6 +34,15 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 CONTEXT_RULES = Rules(whiteouts=Whiteouts.PLAIN, owner=(0, 0), devices=False, touch_root=False)
 
 
+def new_directory(parent: Path) -> Path:
+    """An empty directory for a context. It looks like that of a `COPY . /new`; nobody gets past the one above."""
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = parent / secrets.token_hex(8)
+    path.mkdir(mode=0o755)
+    path.chmod(0o755)
+    return path
+
+
 class Context:
     """A directory with the files of one build. `close()` deletes it."""
 
@@ -44,10 +53,7 @@ class Context:
     @classmethod
     def new(cls, parent: Path) -> Context:
         """An empty one."""
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = parent / secrets.token_hex(8)
-        path.mkdir(mode=0o700)
-        return cls(path)
+        return cls(new_directory(parent))
 
     def close(self) -> None:
         """Idempotent."""
@@ -137,9 +143,14 @@ def dockerfile_name(text: str) -> str:
 
 
 def content_digest(
-    root: int, selected: list[Selected], exclude: Callable[[str, bool], bool] | None
+    root: int,
+    selected: list[Selected],
+    exclusion: Callable[[int], Callable[[str, bool], bool] | None],
 ) -> bytes:
-    """SHA-256 over every chosen entry and all below it, in order. `exclude`: what of a directory to pass over."""
+    """SHA-256 over every chosen entry and all below it, in order.
+
+    `exclusion`: for an open directory, what of it to pass over.
+    """
     total = hashlib.sha256()
     for each in selected:
         fd = real_path(root, each.path)
@@ -149,7 +160,7 @@ def content_digest(
             name = b"" if each.is_directory else os.fsencode(each.path.rpartition("/")[2])
             _add(total, name, info, fd)
             if each.is_directory:
-                _add_tree(total, fd, exclude)
+                _add_tree(total, fd, exclusion(fd))
         finally:
             os.close(fd)
     return total.digest()

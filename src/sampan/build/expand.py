@@ -374,3 +374,13 @@ def go_quote(text: str) -> str:
         else:
             out.append(f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}")
     return '"' + "".join(out) + '"'
+
+
+def go_quote_rune(number: int) -> str:
+    """Go's strconv.QuoteRune, which is how Docker's history shows a small number."""
+    if not 0 <= number <= 0x10FFFF or 0xD800 <= number <= 0xDFFF:
+        return "'\ufffd'"
+    character = chr(number)
+    if character == "'":
+        return "'\\''"
+    return "'" + ('"' if character == '"' else go_quote(character)[1:-1]) + "'"

@@ -12,6 +12,8 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from sampan.build.context import content_digest, looks_like_tar
 from sampan.build.failures import SourceMissing
 from sampan.build.graph import Copy, CopyItem, InlineSource, Workdir
@@ -29,6 +31,7 @@ from sampan.storage.transfer import (
     TransferRules,
     has_wildcard,
     real_path,
+    root_path,
     select,
     write_file,
 )
@@ -36,6 +39,7 @@ from sampan.storage.tree import Walker
 from sampan.units import parse_uint
 
 HIGHEST_ID = (1 << 31) - 1
+Excluded = Callable[[str, bool], bool]
 
 
 class SourceRoot(NamedTuple):
@@ -57,10 +61,18 @@ def resolve_owner(text: str, root: int) -> tuple[int, int] | None:
         uid, gid = parse_uint(user, highest=HIGHEST_ID), parse_uint(group, highest=HIGHEST_ID)
         if uid is not None and gid is not None:
             return uid, gid
-    found = users.resolve(
-        text, passwd=_database(root, users.PASSWD), group=_database(root, users.GROUP)
-    )
-    return found.uid, found.gid
+    passwd, groups = _database(root, users.PASSWD), _database(root, users.GROUP)
+    try:
+        account = users.resolve(user or "0", passwd=passwd, group="")
+        uid, gid = account.uid, account.gid
+    except InvalidArgument:
+        uid, gid = 0, 0  # a name that nobody has is root's, as for BuildKit
+    if group:
+        try:
+            gid = users.resolve(f"{uid}:{group}", passwd="", group=groups).gid
+        except InvalidArgument:
+            gid = 0
+    return uid, gid
 
 
 def _database(root: int, path: str) -> str:
@@ -79,56 +91,70 @@ def chosen(item: CopyItem, root: SourceRoot) -> list[Selected]:
 
 
 def _chosen_with_parents(item: CopyItem, root: SourceRoot) -> list[Selected]:
-    base, pivot, pattern = item.path.partition("/./")
+    """The directories that a pattern of --parents counts from: the root, or what stands before `/./`."""
+    base, pattern = _pivot(item.path)
+    try:
+        found = [each for each in select(root.fd, base) if each.is_directory]
+    except NotFound:
+        found = []
+    if not has_wildcard(item.path):
+        whole = posixpath.join(base, pattern)
+        if not found or not exists_in(root.fd, whole):
+            raise SourceMissing(whole)
+    return found
+
+
+def _pivot(path: str) -> tuple[str, str]:
+    """(the directory that is not repeated, the pattern that is)."""
+    base, pivot, pattern = path.partition("/./")
     if not pivot:
-        base, pattern = "", item.path
-    front = posixpath.normpath("/" + base).lstrip("/")
-    names = _expand_stars(root.fd, front, posixpath.normpath("/" + pattern).lstrip("/"))
-    if not names and not has_wildcard(item.path):
-        raise SourceMissing(item.path)
-    return names
+        base, pattern = "", path
+    return tuple(posixpath.normpath("/" + each).lstrip("/") for each in (base, pattern))  # type: ignore[return-value]
 
 
-def _expand_stars(root: int, front: str, pattern: str) -> list[Selected]:
-    """`**` in a pattern of --parents: every depth."""
-    whole = posixpath.join(front, pattern)
-    if "**" not in pattern:
-        try:
-            return select(root, whole)
-        except NotFound:
-            return []
-    matcher = Matcher([pattern])
+def exists_in(root: int, path: str) -> bool:
+    """Whether a path is there, links followed inside the root."""
     try:
-        top = real_path(root, front)
+        os.close(real_path(root, path))
     except OSError:
-        return []
-    try:
-        with Walker(top) as walker:
-            paths = [(os.fsdecode(step.path), step.child >= 0) for step in walker]
-    finally:
-        os.close(top)
-    return [
-        Selected(posixpath.join(front, path), is_directory)
-        for path, is_directory in paths
-        if not is_directory and matcher.ignores(path)
-    ]
+        return False
+    return True
+
+
+def _only(pattern: str, fd: int) -> Excluded:
+    """Everything but what the pattern matches, what is below that and the directories above it."""
+    matcher = Matcher([pattern])
+    included: set[str] = set()
+    with Walker(fd) as walker:
+        for step in walker:
+            path = os.fsdecode(step.path)
+            if matcher.ignores(path):
+                included.add(path)
+                while (path := posixpath.dirname(path)) and path not in included:
+                    included.add(path)
+    return lambda path, _is_directory: path not in included
 
 
 def item_digest(item: CopyItem, root: SourceRoot, exclude: tuple[str, ...]) -> bytes:
     """What the chosen files' content is, for the cache key."""
-    return content_digest(root.fd, chosen(item, root), _exclusion(exclude))
+    return content_digest(root.fd, chosen(item, root), lambda fd: _exclusion(item, exclude, fd))
 
 
-def _exclusion(patterns: tuple[str, ...]) -> Callable[[str, bool], bool] | None:
-    """What of a directory is passed over: --exclude counts from it."""
-    if not patterns:
+def _exclusion(item: CopyItem, patterns: tuple[str, ...], fd: int) -> Excluded | None:
+    """What of an open directory is passed over: --exclude counts from it, as does --parents."""
+    passed: list[Excluded] = []
+    if patterns:
+        matcher = Matcher(list(patterns))
+        passed.append(
+            lambda path, is_directory: (
+                matcher.ignores(path) and not (is_directory and matcher.has_negations)
+            )
+        )
+    if item.parents:
+        passed.append(_only(_pivot(item.path)[1], fd))
+    if not passed:
         return None
-    matcher = Matcher(list(patterns))
-
-    def excluded(path: str, is_directory: bool) -> bool:
-        return matcher.ignores(path) and not (is_directory and matcher.has_negations)
-
-    return excluded
+    return lambda path, is_directory: any(each(path, is_directory) for each in passed)
 
 
 def copy(operation: Copy, target_root: int, roots: list[SourceRoot]) -> None:
@@ -139,29 +165,26 @@ def copy(operation: Copy, target_root: int, roots: list[SourceRoot]) -> None:
         (item, root, [] if isinstance(item.source, InlineSource) else chosen(item, root))
         for item, root in zip(operation.items, roots, strict=True)
     ]
-    many = sum(len(found) or 1 for _, _, found in picked) > 1
     for item, root, found in picked:
-        rules = TransferRules(owner=owner, mode=mode, follow_destination=not operation.link)
+        rules = TransferRules(owner=owner, mode=mode)
         if isinstance(item.source, InlineSource):
-            _inline(operation, item.source, target_root, rules, many=many)
+            _inline(operation, item.source, target_root, rules)
             continue
         with Transfer(target_root, rules) as transfer:
             for each in found:
-                _one(operation, item, each, root, transfer, target_root, many=many)
+                _one(operation, item, each, root, transfer, target_root)
 
 
-def _inline(
-    operation: Copy, source: InlineSource, target_root: int, rules: TransferRules, *, many: bool
-) -> None:
+def _inline(operation: Copy, source: InlineSource, target_root: int, rules: TransferRules) -> None:
     with Transfer(target_root, rules) as transfer:
-        path = _target_of(operation.destination, source.path, transfer, many=many)
+        path = _target_of(operation.destination, source.path, transfer)
     data = source.data.encode("utf-8", "surrogateescape")
     write_file(target_root, path, data, rules, mode=0o644)
 
 
-def _target_of(destination: str, name: str, transfer: Transfer, *, many: bool) -> str:
+def _target_of(destination: str, name: str, transfer: Transfer) -> str:
     """The path for a file: inside the destination where that is a directory or is meant as one."""
-    if destination.endswith("/") or many or transfer.destination_is_directory(destination):
+    if destination.endswith("/") or transfer.destination_is_directory(destination):
         return posixpath.join(destination, name.rstrip("/").rpartition("/")[2])
     return destination
 
@@ -173,30 +196,20 @@ def _one(
     root: SourceRoot,
     transfer: Transfer,
     target_root: int,
-    *,
-    many: bool,
 ) -> None:
     destination = operation.destination
-    if item.parents:
-        above = each.path
-        if "/./" in item.path:
-            front = posixpath.normpath("/" + item.path.partition("/./")[0]).lstrip("/")
-            above = posixpath.relpath(each.path, front or ".")
-        destination = posixpath.join(destination, posixpath.dirname(above), "")
-        if each.is_directory:
-            destination = posixpath.join(operation.destination, above, "")
     fd = real_path(root.fd, each.path)
     try:
         if each.is_directory:
-            exclude = _exclusion(operation.exclude)
+            exclude = _exclusion(item, operation.exclude, fd)
             transfer.contents(fd, destination.rstrip("/") or "/", exclude=exclude)
             return
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise InvalidArgument(f"cannot copy {each.path}: it is neither a file nor a directory")
-        if item.unpack and _unpack(fd, destination, transfer, target_root, operation):
+        if item.unpack and _unpack(fd, destination, transfer):
             return
         name = each.path.rpartition("/")[2]
-        target = _target_of(destination, name, transfer, many=many)
+        target = _target_of(destination, name, transfer)
         if not _is_excluded(operation, name):
             transfer.file(fd, target)
     finally:
@@ -220,10 +233,8 @@ class _File:
         return data
 
 
-def _unpack(
-    fd: int, destination: str, transfer: Transfer, target_root: int, operation: Copy
-) -> bool:
-    """ADD of an archive: its content goes to the destination. False where it is no archive."""
+def _unpack(fd: int, destination: str, transfer: Transfer) -> bool:
+    """ADD of an archive: its content goes to the destination, its owners kept. False where it is no archive."""
     try:
         stream = decompress.open_stream(_File(fd))
         head = b""
@@ -233,10 +244,9 @@ def _unpack(
         return False
     if not looks_like_tar(head):
         return False
-    owner = resolve_owner(operation.chown, target_root)
     target = transfer.directory(destination)
     try:
-        rules = Rules(whiteouts=Whiteouts.PLAIN, owner=owner, touch_root=False)
+        rules = Rules(whiteouts=Whiteouts.PLAIN, touch_root=False)
         layers.apply(decompress.open_stream(_File(fd)), target, rules=rules)
     finally:
         os.close(target)
@@ -249,3 +259,54 @@ def make_workdir(operation: Workdir, target_root: int) -> None:
     stamp = operation.epoch_ns if operation.epoch_ns >= 0 else None
     with Transfer(target_root, TransferRules(owner=owner, created_ns=stamp)) as transfer:
         os.close(transfer.directory(operation.path))
+
+
+# --- COPY --link: what its layer has to know of the root filesystem below
+
+
+class Landing(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a COPY --link ends up: the destination with links worked off, and the directories on the way that are
+    there, as (mode, uid, gid) from the top. Equal landings make equal layers, whatever else is below."""
+
+    destination: str
+    above: tuple[tuple[int, int, int], ...] = ()
+    owner: str = ""
+
+
+def landing(root: int, operation: Copy) -> Landing:
+    """Blocking: look at the root filesystem that the layer will lie on."""
+    destination = operation.destination
+    path = root_path(root, destination)
+    owner = resolve_owner(operation.chown, root)
+    above = []
+    parts = [part for part in path.split("/") if part]
+    for depth in range(len(parts)):
+        try:
+            fd = real_path(root, "/".join(parts[: depth + 1]))
+        except OSError:
+            break
+        info = os.fstat(fd)
+        os.close(fd)
+        if not stat.S_ISDIR(info.st_mode):
+            break
+        above.append((stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid))
+    ends = destination.endswith("/") or len(above) == len(parts)
+    return Landing(
+        destination=path.rstrip("/") + "/" if ends else path, above=tuple(above),
+        owner=f"{owner[0]}:{owner[1]}" if owner else "",
+    )  # fmt: skip
+
+
+def dress(root: int, where: Landing) -> None:
+    """Give the directories on the way the looks that they have below: theirs must not change."""
+    parts = [part for part in where.destination.split("/") if part]
+    for depth, (mode, uid, gid) in enumerate(where.above):
+        try:
+            fd = real_path(root, "/".join(parts[: depth + 1]))
+        except OSError:
+            return
+        try:
+            os.fchown(fd, uid, gid)
+            os.fchmod(fd, mode)
+        finally:
+            os.close(fd)

@@ -20,6 +20,8 @@ import msgspec
 
 from sampan.spec.image import History, Platform, RunConfig
 
+RULES = 2  # raised when the same operation comes to mean other files: what was cached before is then not used
+
 
 class Label:
     """What people see of a step. All labels are equal, so that they do not tell equal operations apart."""
@@ -255,7 +257,7 @@ def definition(operation: Step) -> bytes:
         fields["items"] = [_without_stage(item) for item in operation.items]
     if isinstance(operation, Run):
         fields["mounts"] = [_without_stage(mount) for mount in operation.mounts]
-    return msgspec.json.encode([type(operation).__name__, fields], order="sorted")
+    return msgspec.json.encode([RULES, type(operation).__name__, fields], order="sorted")
 
 
 def _without_stage(holder: CopyItem | RunMount) -> dict[str, Any]:

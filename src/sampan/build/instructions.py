@@ -17,7 +17,7 @@ import msgspec
 
 from sampan.build.expand import go_quote
 from sampan.build.parser import Dockerfile, DockerfileError, Heredoc, Node, parse_heredoc
-from sampan.build.run_mounts import MountFlag, mount_flag
+from sampan.build.run_mounts import MountError, MountFlag, mount_flag
 from sampan.build.suggest import suggestion
 from sampan.errors import InvalidArgument
 from sampan.units import parse_duration
@@ -220,26 +220,26 @@ class Flags:
         kind = self._kinds.get(name)
         if kind is None:
             raise DockerfileError(
-                f"unknown flag: {written}{suggestion(name, self._kinds, exact_case=True)}"
+                f"unknown flag: {name}{suggestion(name, self._kinds, exact_case=True)}"
             )
         if kind != "list" and name in self._texts:
-            raise DockerfileError(f"duplicate flag specified: {written}")
+            raise DockerfileError(f"duplicate flag specified: {name}")
         if kind == "boolean":
-            value = self._boolean(written, equals, value)
+            value = self._boolean(name, equals, value)
         elif not equals:
-            raise DockerfileError(f"missing a value on flag: {written}")
+            raise DockerfileError(f"missing a value on flag: {name}")
         if kind == "list":
             self._lists.setdefault(name, []).append(value)
         else:
             self._texts[name] = value
 
     @staticmethod
-    def _boolean(written: str, equals: str, value: str) -> str:
+    def _boolean(name: str, equals: str, value: str) -> str:
         if equals and not value:
-            raise DockerfileError(f"missing a value on flag: {written}")
+            raise DockerfileError(f"missing a value on flag: {name}")
         word = value.lower() or "true"
         if word not in ("true", "false"):
-            raise DockerfileError(f"expecting boolean value for flag {written}, not: {value}")
+            raise DockerfileError(f"expecting boolean value for flag {name}, not: {value}")
         return word
 
     def text(self, name: str, default: str = "") -> str:
@@ -268,7 +268,7 @@ def instruction_of(node: Node) -> Instruction:
             raise DockerfileError(f"unknown instruction: {node.command}{hint}")
         return make(node)
     except DockerfileError as error:
-        raise DockerfileError(
+        raise type(error)(
             error.message, line=error.line or node.start, end=error.end or node.end
         ) from None
     except InvalidArgument as error:
@@ -282,6 +282,8 @@ def program_of(dockerfile: Dockerfile) -> Program:
     for node in dockerfile.nodes:
         try:
             instruction = instruction_of(node)
+        except MountError:
+            raise
         except DockerfileError as error:
             raise DockerfileError(
                 f"dockerfile parse error on line {node.start}: {error.message}",
@@ -572,9 +574,7 @@ def _shell(node: Node) -> Shell:
     if not node.args:
         raise _at_least_one("SHELL")
     if not node.json:
-        raise DockerfileError(
-            f"SHELL requires the arguments to be in JSON form: {node.original.strip()}"
-        )
+        raise DockerfileError("SHELL requires the arguments to be in JSON form")
     return msgspec.convert(_common(node) | {"shell": node.args}, Shell)
 
 

@@ -35,7 +35,7 @@ from sampan.build.graph import (
     Workdir,
 )
 from sampan.build.mounts import StepMounts, Stubs
-from sampan.build.stack import Stack, chained, is_linked
+from sampan.build.stack import Stack, chained
 from sampan.engine import steps
 from sampan.errors import SampanError
 from sampan.spec.engine.container import HostConfig
@@ -57,21 +57,23 @@ class Performer:
         self.host = host
 
     async def perform(
-        self, operation: Step, parent: Stack, stacks: dict[Operation, Stack]
+        self,
+        operation: Step,
+        parent: Stack,
+        stacks: dict[Operation, Stack],
+        landing: files.Landing | None,
     ) -> CacheRecord:
-        """Raises CommandFailed, SourceMissing, ...; then nothing is left behind."""
+        """`landing`: of a COPY --link. Raises CommandFailed, SourceMissing, ...; then nothing is left behind."""
         step_id = ids.new_id()
-        apart = is_linked(operation) and bool(parent.chain_id)
+        apart = landing is not None and bool(parent.chain_id)
         below = None if apart else parent.chain_id or None
         blocking = self.engine.run_blocking
-        await blocking(
-            self.engine.snapshots.prepare, step_id, below, init=isinstance(operation, Run)
-        )
+        await blocking(self.engine.snapshots.prepare, step_id, below, init=False)
         try:
             if isinstance(operation, Run):
                 await self._run(operation, parent, stacks, step_id)
             elif isinstance(operation, Copy):
-                await self._copy(operation, stacks, step_id)
+                await self._copy(operation, stacks, step_id, landing)
             else:
                 await blocking(self._workdir, operation, step_id)
             commit = self._lay if apart else self._commit
@@ -130,7 +132,13 @@ class Performer:
         finally:
             self.solver.builder.close(fd)
 
-    async def _copy(self, operation: Copy, stacks: dict[Operation, Stack], step_id: str) -> None:
+    async def _copy(
+        self,
+        operation: Copy,
+        stacks: dict[Operation, Stack],
+        step_id: str,
+        landing: files.Landing | None,
+    ) -> None:
         async with AsyncExitStack() as held:
             roots = [
                 files.SourceRoot(-1)
@@ -138,13 +146,25 @@ class Performer:
                 else await self.solver.root(item, operation, stacks, held)
                 for item in operation.items
             ]
-            await self.engine.run_blocking(self._copy_blocking, operation, roots, step_id)
+            await self.engine.run_blocking(self._copy_blocking, operation, roots, step_id, landing)
 
-    def _copy_blocking(self, operation: Copy, roots: list[files.SourceRoot], step_id: str) -> None:
+    def _copy_blocking(
+        self,
+        operation: Copy,
+        roots: list[files.SourceRoot],
+        step_id: str,
+        landing: files.Landing | None,
+    ) -> None:
         items = tuple(_fetched_item(item) for item in operation.items)
+        if landing is not None:
+            operation = msgspec.structs.replace(
+                operation, destination=landing.destination, chown=landing.owner
+            )
         fd = self.engine.snapshots.open_root(step_id, writable=True)
         try:
             files.copy(msgspec.structs.replace(operation, items=items), fd, roots)
+            if landing is not None:
+                files.dress(fd, landing)
         finally:
             self.solver.builder.close(fd)
 
@@ -201,9 +221,7 @@ class Performer:
         )  # fmt: skip
 
     def _stubs(self, step_id: str, mounts: StepMounts) -> Stubs:
-        targets = [record.destination for record in mounts.records]
-        if not targets:
-            return Stubs(-1, [])
+        targets = [*steps.FILES, *(record.destination for record in mounts.records)]
         fd = self.engine.snapshots.open_root(step_id)
         try:
             return Stubs(fd, targets)

@@ -30,6 +30,10 @@ MOUNT_KEYS = (
 )  # fmt: skip
 
 
+class MountError(DockerfileError):
+    """A --mount that means nothing; told without the words that other parse errors begin with, as BuildKit does."""
+
+
 class MountFlag(msgspec.Struct, frozen=True, kw_only=True):
     """One --mount as written; `mount_of` gives its meaning when variables are known."""
 
@@ -59,7 +63,7 @@ def _fields(text: str) -> list[str]:
     try:
         rows = list(csv.reader([text], strict=True))
     except csv.Error as error:
-        raise DockerfileError(f"failed to parse csv mounts: {error}") from None
+        raise MountError(f"failed to parse csv mounts: {error}") from None
     return rows[0] if rows else []
 
 
@@ -95,7 +99,7 @@ def mount_of(flag: MountFlag, expand: Callable[[str], str]) -> Mount:
             kind = value.lower()
             if kind not in MOUNT_TYPES:
                 hint = suggestion(value, MOUNT_TYPES, exact_case=True)
-                raise DockerfileError(f"unsupported mount type {go_quote(value)}{hint}")
+                raise MountError(f"unsupported mount type {go_quote(value)}{hint}")
             made["type"] = kind
         else:
             _valued_key(made, kind, key, value, field)
@@ -112,7 +116,7 @@ def _bare_key(made: dict[str, object], kind: str, key: str, field: str) -> None:
         _only_for(kind, key, "secret", "ssh")
         made["required"] = True
     else:
-        raise DockerfileError(f"invalid field '{field}' must be a key=value pair")
+        raise MountError(f"invalid field '{field}' must be a key=value pair")
 
 
 _MOUNT_FIELDS = {
@@ -136,22 +140,22 @@ def _valued_key(made: dict[str, object], kind: str, key: str, value: str, field:
         try:
             made["size_bytes"] = parse_size(value)
         except InvalidArgument:
-            raise DockerfileError(f"invalid value for {key}: {value}") from None
+            raise MountError(f"invalid value for {key}: {value}") from None
     elif key == "sharing":
         if value.lower() not in SHARING:
             hint = suggestion(value, SHARING, exact_case=True)
-            raise DockerfileError(f"unsupported sharing value {go_quote(value)}{hint}")
+            raise MountError(f"unsupported sharing value {go_quote(value)}{hint}")
         made["sharing"] = value.lower()
     elif key in ("mode", "uid", "gid"):
         made[key] = _number(key, value)
     else:
         hint = suggestion(key, MOUNT_KEYS, exact_case=True)
-        raise DockerfileError(f"unexpected key '{key}' in '{field}'{hint}")
+        raise MountError(f"unexpected key '{key}' in '{field}'{hint}")
 
 
 def _only_for(kind: str, key: str, *kinds: str) -> None:
     if kind not in kinds:
-        raise DockerfileError(f"unexpected key '{key}' for mount type '{kind}'")
+        raise MountError(f"unexpected key '{key}' for mount type '{kind}'")
 
 
 def _go_bool(key: str, value: str) -> bool:
@@ -159,14 +163,14 @@ def _go_bool(key: str, value: str) -> bool:
         return True
     if value in ("0", "f", "F", "false", "FALSE", "False"):
         return False
-    raise DockerfileError(f"invalid value for {key}: {value}")
+    raise MountError(f"invalid value for {key}: {value}")
 
 
 def _number(key: str, value: str) -> int:
     digits = r"[0-7]{1,11}" if key == "mode" else r"[0-9]{1,10}"
     number = int(value, 8 if key == "mode" else 10) if re.fullmatch(digits, value, re.ASCII) else -1
     if not 0 <= number < 1 << 32:
-        raise DockerfileError(f"invalid value {value} for {key}")
+        raise MountError(f"invalid value {value} for {key}")
     return number
 
 
@@ -174,15 +178,15 @@ def _check_mount(mount: Mount) -> None:
     if mount.type not in ("secret", "ssh", "cache"):
         for key in ("mode", "uid", "gid"):
             if getattr(mount, key) is not None:
-                raise DockerfileError(f"{key} not allowed for {go_quote(mount.type)} type mounts")
+                raise MountError(f"{key} not allowed for {go_quote(mount.type)} type mounts")
     if mount.type == "secret":
         if mount.from_:
-            raise DockerfileError("secret mount should not have a from")
+            raise MountError("secret mount should not have a from")
         if mount.sharing:
-            raise DockerfileError("secret mount should not define sharing")
+            raise MountError("secret mount should not define sharing")
         if not (mount.source or mount.target or mount.id):
-            raise DockerfileError("invalid secret mount. one of source, target required")
+            raise MountError("invalid secret mount. one of source, target required")
         if mount.source and mount.id:
-            raise DockerfileError("both source and id can't be set")
+            raise MountError("both source and id can't be set")
     if mount.sharing and mount.type != "cache":
-        raise DockerfileError(f"invalid cache sharing set for {mount.type} mount")
+        raise MountError(f"invalid cache sharing set for {mount.type} mount")

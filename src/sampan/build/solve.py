@@ -39,7 +39,7 @@ from sampan.build.graph import (
 from sampan.build.inputs import MADE, Inputs, made_of
 from sampan.build.ops import Performer
 from sampan.build.progress import Board, Task
-from sampan.build.stack import Stack, chained, is_linked
+from sampan.build.stack import Stack, chained
 from sampan.images import unpack
 from sampan.images.assemble import NewLayer, parts_of
 from sampan.spec.engine.container import HostConfig
@@ -155,28 +155,44 @@ class Solver:
 
     async def _step(self, operation: Step, parent: Stack, stacks: dict[Operation, Stack]) -> Stack:
         no_cache = getattr(operation, "no_cache", False)
-        quick = self._quick_key(operation, parent, stacks)
+        landing = await self._landing(operation, parent)
+        below = parent.chain_id.encode() if landing is None else msgspec.json.encode(landing)
+        quick = self._quick_key(operation, below, stacks)
         if not no_cache and quick and (found := await self._cached(quick, operation, parent)):
             return found
         self.vertex(operation).start()
-        key = await self._key(operation, parent, stacks)
+        key = await self._key(operation, below, stacks)
         async with self.builder.steps.hold(key):
             if not no_cache and (found := await self._cached(key, operation, parent)):
                 if quick and quick != key:
                     self._alias(quick, key)
                 return found
-            record = await self._performer.perform(operation, parent, stacks)
+            record = await self._performer.perform(operation, parent, stacks, landing)
             self.cache.put(key, record)
         if quick and quick != key:
             self._alias(quick, key)
         return self._stack_of(record, parent)
+
+    async def _landing(self, operation: Step, parent: Stack) -> files.Landing | None:
+        """What a COPY --link, which stands on nothing, has to know of what is below it."""
+        if not (isinstance(operation, Copy) and operation.link):
+            return None
+
+        def look() -> files.Landing:
+            fd = self.builder.open_stack(parent.chain_id)
+            try:
+                return files.landing(fd, operation)
+            finally:
+                self.builder.close(fd)
+
+        return await self.engine.run_blocking(look)
 
     async def _cached(self, key: str, operation: Step, parent: Stack) -> Stack | None:
         record = self.cache.get(key)
         if record is None:
             return None
         with self.cache.pinned(record.chain_id):
-            if is_linked(operation):
+            if isinstance(operation, Copy) and operation.link:
                 record = await self._laid(key, record, parent)
             stack = self._stack_of(record, parent)
         self.vertex(operation).finish(cached=True)
@@ -224,7 +240,7 @@ class Solver:
 
     # -- keys
 
-    def _quick_key(self, operation: Step, parent: Stack, stacks: dict[Operation, Stack]) -> str:
+    def _quick_key(self, operation: Step, below: bytes, stacks: dict[Operation, Stack]) -> str:
         """Without a look at any file; '' where files of a context or from the network are read."""
         if isinstance(operation, Copy):
             if not all(isinstance(i.source, (StageSource, InlineSource)) for i in operation.items):
@@ -234,16 +250,16 @@ class Solver:
         ):
             return ""
         chains = [stacks[s.operation].chain_id.encode() for s in stages_of(operation)]
-        return digest(b"quick", definition(operation), _below(operation, parent), *chains)
+        return digest(b"quick", definition(operation), below, *chains)
 
-    async def _key(self, operation: Step, parent: Stack, stacks: dict[Operation, Stack]) -> str:
+    async def _key(self, operation: Step, below: bytes, stacks: dict[Operation, Stack]) -> str:
         contents: list[bytes] = []
         if isinstance(operation, Copy):
             for item in operation.items:
                 contents.append(await self._content(item, operation, stacks))
         elif isinstance(operation, Run):
             contents += await self._mounted_content(operation, stacks)
-        return digest(b"exact", definition(operation), _below(operation, parent), *contents)
+        return digest(b"exact", definition(operation), below, *contents)
 
     async def _content(
         self, item: CopyItem, operation: Copy, stacks: dict[Operation, Stack]
@@ -300,7 +316,3 @@ def stages_of(operation: Operation) -> list[StageSource]:
 def _above(operation: Operation) -> list[Operation]:
     parent = parent_of(operation)
     return [] if parent is None else [parent]
-
-
-def _below(operation: Step, parent: Stack) -> bytes:
-    return b"linked" if is_linked(operation) else parent.chain_id.encode()

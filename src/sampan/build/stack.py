@@ -6,7 +6,6 @@ import hashlib
 
 import msgspec
 
-from sampan.build.graph import Copy, Operation
 from sampan.images.assemble import NewLayer
 
 
@@ -19,11 +18,6 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[NewLayer, ...] = ()
     times: tuple[str, ...] = ()
     chain_id: str = ""
-
-
-def is_linked(operation: Operation) -> bool:
-    """Whether its layer depends on nothing below it."""
-    return isinstance(operation, Copy) and operation.link
 
 
 def chained(parent: str, diff_id: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sampan.build import instructions as ins
-from sampan.build.expand import Lexer, expand, go_quote, split
+from sampan.build.expand import Lexer, expand, go_quote, go_quote_rune, split
 from sampan.build.graph import (
     ContextSource,
     Copy,
@@ -39,6 +39,7 @@ from sampan.build.sources import is_http, parse_git
 from sampan.build.stages import At, Base, StageFacts
 from sampan.errors import InvalidArgument
 from sampan.spec.image import Healthcheck, History, Platform, RunConfig
+from sampan.units import format_duration
 
 if TYPE_CHECKING:
     from sampan.build.plan import Planner
@@ -48,7 +49,50 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL = ("/bin/sh", "-c")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 NOT_IN_ENVIRONMENT = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
-SIGNAL = re.compile(r"(SIG)?[A-Z]+[0-9+-]*|[0-9]{1,2}", re.ASCII | re.IGNORECASE)
+SIGNALS = (
+    frozenset(
+        [
+            "ABRT",
+            "ALRM",
+            "BUS",
+            "CHLD",
+            "CLD",
+            "CONT",
+            "FPE",
+            "HUP",
+            "ILL",
+            "INT",
+            "IO",
+            "IOT",
+            "KILL",
+            "PIPE",
+            "POLL",
+            "PROF",
+            "PWR",
+            "QUIT",
+            "SEGV",
+            "STKFLT",
+            "STOP",
+            "SYS",
+            "TERM",
+            "TRAP",
+            "TSTP",
+            "TTIN",
+            "TTOU",
+            "URG",
+            "USR1",
+            "USR2",
+            "VTALRM",
+            "WINCH",
+            "XCPU",
+            "XFSZ",
+            "RTMIN",
+            "RTMAX",
+        ]
+    )
+    | {f"RTMIN+{n}" for n in range(1, 16)}
+    | {f"RTMAX-{n}" for n in range(1, 15)}
+)
 
 
 class StageBuilder:
@@ -76,7 +120,6 @@ class StageBuilder:
         self.config = msgspec.structs.replace(other.config, on_build=None)
         self.history = other.history
         self.author = other.author
-        self.args = dict(other.args)
         self.env = dict(other.env)
         self.platform = other.platform
 
@@ -186,17 +229,16 @@ class StageBuilder:
         given, shared = self.planner.request.args, self.planner.variables
         texts = []
         for pair in instruction.pairs:
-            value: str | None
-            if pair.key in given:
-                value = given[pair.key]
-            elif pair.default is not None:
-                value = self.expand(pair.default)
-            else:
+            default = None
+            if pair.default is not None:
+                default = pair.default if pair.key in given else self.expand(pair.default)
+            value = given.get(pair.key, default)
+            if value is None:
                 value = shared.get(pair.key)
             self.args[pair.key] = value
             if value is not None and pair.key not in NOT_IN_ENVIRONMENT:
                 self.env[pair.key] = value
-            texts.append(pair.key if value is None else f"{pair.key}={value}")
+            texts.append(pair.key if pair.default is None else f"{pair.key}={default}")
         self.commit("ARG " + " ".join(texts))
 
     def _maintainer(self, instruction: ins.Maintainer) -> None:
@@ -205,15 +247,16 @@ class StageBuilder:
 
     def _workdir(self, instruction: ins.Workdir) -> None:
         path = self.expand(instruction.path)
-        joined = posixpath.normpath("/" + posixpath.join(self.config.working_dir or "/", path))
-        target = "/" + joined.lstrip("/")
-        self.change(working_dir=target)
+        target = clean_path(posixpath.join(self.config.working_dir or "/", path))
+        # An absolute path stays in the configuration as it was written, as for Docker 26.
+        shown = path if path.startswith("/") else target
+        self.change(working_dir=shown)
         if target != "/":
             self.operation = Workdir(
                 parent=self.operation, path=target, user=self.config.user,
                 label=self.label(instruction, f"WORKDIR {path}"), epoch_ns=self.planner.request.epoch_ns,
             )  # fmt: skip
-        self.commit(f"WORKDIR {target}", layer=target != "/")
+        self.commit(f"WORKDIR {shown}", layer=target != "/")
 
     def _user(self, instruction: ins.User) -> None:
         user = self.expand(instruction.user)
@@ -237,11 +280,11 @@ class StageBuilder:
         ]
         ports = [port for word in words for port in exposed_ports(word)]
         self.change(exposed_ports={**(self.config.exposed_ports or {}), **{p: {} for p in ports}})
-        self.commit(f"EXPOSE [{' '.join(ports)}]")
+        self.commit("EXPOSE map[" + " ".join(f"{port}:{{}}" for port in sorted(set(ports))) + "]")
 
     def _stopsignal(self, instruction: ins.Stopsignal) -> None:
         signal = self.expand(instruction.signal)
-        if not SIGNAL.fullmatch(signal):
+        if not is_signal(signal):
             raise DockerfileError(f"invalid signal: {signal}")
         self.change(stop_signal=signal)
         self.commit(f"STOPSIGNAL {signal}")
@@ -256,7 +299,7 @@ class StageBuilder:
     def _cmd(self, instruction: ins.Cmd) -> None:
         args = self.shell_form(instruction.args) if instruction.shell else instruction.args
         self.cmd_is_set = True
-        self.change(cmd=args, args_escaped=True)
+        self.change(cmd=args or None, args_escaped=True)
         self.commit(f"CMD {_quoted(args)}")
 
     def _entrypoint(self, instruction: ins.Entrypoint) -> None:
@@ -296,7 +339,7 @@ class StageBuilder:
         if network == "default":
             network = self.planner.request.network
         self.operation = Run(
-            parent=self.operation, args=args, cwd=self.config.working_dir or "/", user=self.config.user,
+            parent=self.operation, args=args, cwd=clean_path(self.config.working_dir), user=self.config.user,
             env=tuple(f"{key}={value}" for key, value in self.env.items()),
             mounts=tuple(self._mount(flag) for flag in instruction.mounts),
             network=network, security=instruction.security, script=script, proxy=self._proxies(),
@@ -309,12 +352,12 @@ class StageBuilder:
         allow = self.planner.request.allow
         if instruction.network == "host" and "network.host" not in allow:
             raise DockerfileError(
-                "granting entitlement network.host is not allowed by build daemon configuration",
+                "failed to load LLB: network.host is not allowed",
                 hint="allow it for this build with --allow network.host",
             )
         if instruction.security == "insecure" and "security.insecure" not in allow:
             raise DockerfileError(
-                "granting entitlement security.insecure is not allowed by build daemon configuration",
+                "failed to load LLB: security.insecure is not allowed",
                 hint="allow it for this build with --allow security.insecure",
             )
 
@@ -350,9 +393,7 @@ class StageBuilder:
                 type=mount.type, target=target, id=mount.source or mount.id or _base(target),
                 required=mount.required, env=mount.env, mode=mount.mode, uid=mount.uid, gid=mount.gid,
             )  # fmt: skip
-        if not target:
-            raise DockerfileError(f"mount target is required for {mount.type} mounts")
-        target = posixpath.normpath(posixpath.join("/", self.config.working_dir, target))
+        target = clean_path(posixpath.join(self.config.working_dir, target) if target else "/")
         if target == "/":
             raise DockerfileError('invalid mount target "/"')
         source: ContextSource | StageSource | None = None
@@ -440,6 +481,11 @@ class StageBuilder:
         self.commit(text, layer=True, marked=True)
 
 
+def clean_path(path: str) -> str:
+    """Absolute, without `.`, `..` and doubled slashes."""
+    return "/" + posixpath.normpath("/" + path).lstrip("/")
+
+
 def _upper(text: str) -> str:
     word, blank, rest = text.partition(" ")
     return word.upper() + blank + rest
@@ -461,17 +507,16 @@ def _base(path: str) -> str:
 
 
 def _shown_health(health: ins.Health) -> str:
-    """As Go prints the structure with its field names."""
-    from sampan.units import format_duration
-
+    """As Go prints the structure with its texts quoted, the number of retries being a character to it."""
     times = (
-        ("Interval", health.interval_ns),
-        ("Timeout", health.timeout_ns),
-        ("StartPeriod", health.start_period_ns),
-        ("StartInterval", health.start_interval_ns),
+        health.interval_ns,
+        health.timeout_ns,
+        health.start_period_ns,
+        health.start_interval_ns,
     )
-    shown = " ".join(f"{name}:{format_duration(value)}" for name, value in times)
-    return f"{{Test:[{' '.join(health.test)}] {shown} Retries:{health.retries}}}"
+    shown = " ".join(go_quote(format_duration(value)) for value in times)
+    tests = " ".join(go_quote(word) for word in health.test)
+    return f"&{{[{tests}] {shown} {go_quote_rune(health.retries)}}}"
 
 
 def _with_documents(instruction: ins.Run) -> tuple[tuple[str, ...], tuple[str, str] | None, str]:
@@ -489,6 +534,13 @@ def _with_documents(instruction: ins.Run) -> tuple[tuple[str, ...], tuple[str, s
     if first.text.startswith("#!"):
         return (f"/dev/pipes/{first.name}",), (first.name, first.text), title
     return (first.text,), None, title
+
+
+def is_signal(text: str) -> bool:
+    """A number that is not 0, or a name with or without SIG."""
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text, re.ASCII):
+        return int(text) != 0
+    return text.upper().removeprefix("SIG") in SIGNALS
 
 
 MODE_WORDS = re.compile(
@@ -511,16 +563,16 @@ def exposed_ports(word: str) -> list[str]:
     """`80`, `80/UDP`, `80-82/tcp` as the configuration keeps them. Raises DockerfileError."""
     numbers, _, protocol = word.rpartition(":")[2].partition("/")
     if not numbers:
-        raise DockerfileError(f"invalid port: {go_quote(word)}: no port specified")
+        raise DockerfileError(f"No port specified: {word}<empty>")
     protocol = (protocol or "tcp").lower()
     if protocol not in ("tcp", "udp", "sctp"):
-        raise DockerfileError(f"invalid port: {go_quote(word)}: invalid proto: {protocol}")
+        raise DockerfileError(f"Invalid proto: {protocol}")
     first, dash, last = numbers.partition("-")
     found = []
     for text in (first, last if dash else first):
         if not re.fullmatch(r"[0-9]{1,5}", text, re.ASCII) or int(text) > 65535:
-            raise DockerfileError(f"invalid containerPort: {numbers}")
+            raise DockerfileError(f"Invalid containerPort: {numbers}")
         found.append(int(text))
     if found[1] < found[0]:
-        raise DockerfileError(f"invalid containerPort: {numbers}")
+        raise DockerfileError(f"Invalid containerPort: {numbers}")
     return [f"{number}/{protocol}" for number in range(found[0], found[1] + 1)]

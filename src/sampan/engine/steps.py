@@ -25,6 +25,7 @@ from sampan.engine import create, networking, resources, shims, specgen
 from sampan.engine.records import ContainerRecord, MountRecord
 from sampan.engine.start import launch_request
 from sampan.errors import SampanError
+from sampan.network.files import HOSTS_HEAD
 from sampan.spec.engine.container import (
     ContainerConfig,
     CreateRequest,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 GONE_TIMEOUT_S = 30.0
 KILL = 9
+FILES = ("/etc/hosts", "/etc/resolv.conf")  # mounted over what a step stands on
 Tell = Callable[[int, bytes], None]
 
 
@@ -107,6 +109,8 @@ async def _run(
     engine: Engine, record: ContainerRecord, taken: resources.Resources, tell: Tell, undo: ExitStack
 ) -> StepResult:
     spec = specgen.generate(record, taken.sources, engine.facts)
+    _plain(spec, record)
+    await engine.run_blocking(_write_hosts, engine, record)
     request = _request(engine, record, spec, taken)
     mine, theirs = socket.socketpair()
     fds = [theirs.fileno()]
@@ -122,6 +126,26 @@ async def _run(
         raise
     theirs.close()
     return await _watch(shim, reading)
+
+
+def _plain(spec: Any, record: ContainerRecord) -> None:
+    """A step sees the image and little else: no file with its name, no variable that says it (as BuildKit has it)."""
+    spec["mounts"] = [m for m in spec["mounts"] if m["destination"] != "/etc/hostname"]
+    own = f"HOSTNAME={record.config.hostname}"
+    if own not in (record.config.env or ()):
+        spec["process"]["env"] = [text for text in spec["process"]["env"] if text != own]
+
+
+def _write_hosts(engine: Engine, record: ContainerRecord) -> None:
+    """/etc/hosts without the step's address, which differs from run to run; what was added stays."""
+    if record.host_config.network_mode == "host":
+        return
+    path = engine.container_dir(record.id) / "hosts"
+    name = record.config.hostname
+    added = path.read_text(encoding="utf-8").removeprefix(HOSTS_HEAD).splitlines(keepends=True)
+    kept = [line for line in added if name not in line.split()[1:]]
+    head = f"127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    path.write_text(head + "".join(kept), encoding="utf-8")
 
 
 def _request(

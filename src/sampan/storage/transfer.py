@@ -4,8 +4,8 @@
 
 Both roots may be hostile: paths are resolved as a process chrooted there would, and what is walked is walked by
 descriptor, so neither side's links lead out (CVE-2024-23652, CVE-2024-1753). The rules are BuildKit's: of a directory
-its content is copied; a directory that is there keeps its attributes; a link named as the source itself is followed,
-one inside a directory is copied.
+its content is copied; the destination keeps its attributes but for the time, directories in it get the source's; a
+link named as the source itself is followed, one inside a directory is copied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sampan.errors import InvalidArgument, NotFound
-from sampan.linux.paths import mkdir_all_in_root, open_in_root
+from sampan.linux.paths import open_in_root
 from sampan.storage.copying import copy_data, set_xattrs
 from sampan.storage.globs import component_pattern
 from sampan.storage.tree import (
@@ -36,6 +36,7 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_CLOEXEC
 
+MAX_LINKS = 255
 MAX_HELD = 256  # directories held open for the hard links that begin in them
 Inode = tuple[int, int]
 Name = tuple[Inode, bytes]  # in a directory of the target
@@ -51,7 +52,6 @@ class TransferRules:
 
     owner: tuple[int, int] | None = None
     mode: Callable[[int, bool], int] | None = None  # (permission bits, is it a directory) -> bits
-    follow_destination: bool = True  # False for --link: no link of the target is followed
     created_ns: int | None = None  # time of directories that are made on the way; None: now
 
 
@@ -136,6 +136,46 @@ def real_path(root: int, path: str) -> int:
         os.close(fd)
 
 
+def root_path(root: int, path: str) -> str:
+    """A path of the target with every link in it worked off, inside the root; what is not there stays as it is.
+
+    Raises InvalidArgument where links go round in circles.
+    """
+    waiting = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    found: list[str] = []
+    for _ in range(MAX_LINKS):
+        while waiting:
+            part = waiting.pop()
+            if part == "..":
+                found = found[:-1]
+                continue
+            link = _link(root, "/".join((*found, part)))
+            if link is None:
+                found.append(part)
+                continue
+            if link.startswith("/"):
+                found = []
+            waiting += [each for each in reversed(link.split("/")) if each not in ("", ".")]
+            break
+        else:
+            return "/" + "/".join(found)
+    raise InvalidArgument(f"too many links in {path}")
+
+
+def _link(root: int, path: str) -> str | None:
+    """Where a link leads; None where there is none."""
+    try:
+        fd = open_in_root(root, path, _PATH | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            return os.readlink("", dir_fd=fd)
+        return None
+    finally:
+        os.close(fd)
+
+
 class Transfer:
     """Copies into one target root. `with` it, for it holds descriptors."""
 
@@ -161,56 +201,26 @@ class Transfer:
 
     def directory(self, path: str) -> int:
         """A descriptor of a destination directory, made with its parents (0755, the rules' owner) where missing."""
-        # `..` is worked off here, as Docker does: by descriptor it would lead out of the root.
-        parts = [part for part in os.path.normpath("/" + path).split("/") if part]
-        if self._rules.follow_destination:
-            return self._made("/".join(parts))
         current = os.dup(self._root)
-        for part in parts:
-            try:
-                following = self._enter(current, os.fsencode(part))
-            finally:
-                os.close(current)
-            current = following
+        for part in root_path(self._root, path).split("/"):
+            if part:
+                try:
+                    following = self._enter(current, os.fsencode(part))
+                finally:
+                    os.close(current)
+                current = following
         return current
 
-    def _made(self, path: str) -> int:
-        existing = path
-        missing: list[str] = []
-        while existing and not self._is_there(existing):
-            existing, _, last = existing.rpartition("/")
-            missing.insert(0, last)
-        if not missing:
-            fd = open_in_root(self._root, path or ".", _PATH)
-            try:
-                return os.open(f"/proc/self/fd/{fd}", _DIRECTORY)
-            finally:
-                os.close(fd)
-        held = mkdir_all_in_root(self._root, existing or ".")
-        for name in missing:
-            try:
-                following = self._enter(held, os.fsencode(name))
-            finally:
-                os.close(held)
-            held = following
-        return held
-
-    def _is_there(self, path: str) -> bool:
-        try:
-            os.close(open_in_root(self._root, path, _PATH))
-        except FileNotFoundError:
-            return False
-        return True
-
     def _enter(self, parent: int, name: bytes) -> int:
-        """The directory of that name, made where it is missing; a link in its place is replaced."""
+        """The directory of that name, made where it is missing."""
         try:
             info = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
-                return os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
-            self._unlink(parent, name)
         except FileNotFoundError:
             pass
+        else:
+            if not stat.S_ISDIR(info.st_mode):
+                raise InvalidArgument(f"cannot copy to non-directory: {os.fsdecode(name)}")
+            return os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
         before = os.fstat(parent)
         os.mkdir(name, 0o755, dir_fd=parent)
         fd = os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
@@ -239,22 +249,21 @@ class Transfer:
     def contents(
         self, source: int, target_path: str, *, exclude: Callable[[str, bool], bool] | None = None
     ) -> None:
-        """What is in an open directory into the directory `target_path`, which takes its attributes if it is new.
+        """What is in an open directory into the directory `target_path`, which takes its time.
 
         `exclude`: asked with (path from `source`, is it a directory) what to pass over.
         """
-        is_new = not self.destination_is_directory(target_path)
         target = self.directory(target_path)
         try:
             self._tree(source, target, exclude)
-            if is_new:
-                self._attributes(source, target, os.fstat(source), is_directory=True)
+            info = os.fstat(source)
+            os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
         finally:
             os.close(target)
 
     def file(self, source: int, target_path: str) -> None:
         """An open file (of any kind but a directory) to exactly that path."""
-        above, _, name = target_path.rstrip("/").rpartition("/")
+        above, _, name = root_path(self._root, target_path).rpartition("/")
         parent = self.directory(above)
         try:
             self._regular(source, parent, self._final_name(parent, above, name), os.fstat(source))
@@ -271,63 +280,41 @@ class Transfer:
             return raw
         if stat.S_ISDIR(info.st_mode):
             shown = f"{above}/{name}".lstrip("/")
-            raise InvalidArgument(f"cannot copy file over directory /{shown}")
+            raise InvalidArgument(f"cannot replace to directory /{shown} with file")
         self._unlink(parent, raw)
         return raw
 
     def _tree(self, source: int, target: int, exclude: Callable[[str, bool], bool] | None) -> None:
-        targets: list[tuple[int, bool]] = [(os.dup(target), False)]
+        targets = [os.dup(target)]
         try:
             with Walker(source, leave=True) as walker:
                 for step in walker:
                     path = os.fsdecode(step.path)
                     if step.leaving:
-                        fd, is_new = targets.pop()
-                        if is_new:
-                            self._attributes(
-                                step.child, fd, os.fstat(step.child), is_directory=True
-                            )
+                        fd = targets.pop()
+                        self._attributes(step.child, fd, os.fstat(step.child), is_directory=True)
                         os.close(fd)
                     elif step.child >= 0:
                         if exclude is not None and exclude(path, True):
                             walker.prune()
                         else:
-                            targets.append(self._into(targets[-1][0], step.name))
+                            targets.append(self._into(targets[-1], step.name))
                     elif exclude is None or not exclude(path, False):
-                        self._entry(step.directory, targets[-1][0], step.name, step.info)
+                        self._entry(step.directory, targets[-1], step.name, step.info)
         finally:
-            for fd, _ in targets:
+            for fd in targets:
                 os.close(fd)
 
-    def _into(self, parent: int, name: bytes) -> tuple[int, bool]:
-        """(descriptor, is it new) of the directory of that name in the target."""
+    def _into(self, parent: int, name: bytes) -> int:
+        """The directory of that name in the target, made where it is missing."""
         try:
             info = os.stat(name, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
-            info = None
-        if info is not None and not stat.S_ISDIR(info.st_mode):
-            if stat.S_ISLNK(info.st_mode) and self._rules.follow_destination:
-                fd = self._through_link(parent, name)
-                if fd is not None:
-                    return fd, False
-            raise InvalidArgument(f"cannot copy to non-directory: {os.fsdecode(name)}")
-        if info is None:
             os.mkdir(name, 0o700, dir_fd=parent)
-        return open_directory(name, parent), info is None
-
-    def _through_link(self, parent: int, name: bytes) -> int | None:
-        """A link to a directory in the way is followed inside the root, as BuildKit follows it."""
-        link = os.fsdecode(os.readlink(name, dir_fd=parent))
-        if not link.startswith("/"):
-            return None
-        try:
-            fd = open_in_root(self._root, link, _PATH | os.O_DIRECTORY)
-        except OSError:
-            return None
-        try:
-            return os.open(f"/proc/self/fd/{fd}", _DIRECTORY)
-        finally:
-            os.close(fd)
+        else:
+            if not stat.S_ISDIR(info.st_mode):
+                raise InvalidArgument(f"cannot copy to non-directory: {os.fsdecode(name)}")
+        return open_directory(name, parent)
 
     def _entry(self, source: int, target: int, name: bytes, info: os.stat_result) -> None:
         kind = stat.S_IFMT(info.st_mode)
@@ -391,7 +378,7 @@ class Transfer:
         except FileNotFoundError:
             return
         if stat.S_ISDIR(info.st_mode):
-            raise InvalidArgument(f"cannot copy file over directory {os.fsdecode(name)}")
+            raise InvalidArgument(f"cannot replace to directory {os.fsdecode(name)} with file")
         self._unlink(target, name)
 
     def _regular(self, source: int, target: int, name: bytes, info: os.stat_result) -> None:
@@ -419,7 +406,7 @@ def write_file(
 ) -> None:
     """A new regular file with this content: a here-document of COPY."""
     with Transfer(transfer_root, rules) as transfer:
-        above, _, name = target_path.rstrip("/").rpartition("/")
+        above, _, name = root_path(transfer_root, target_path).rpartition("/")
         parent = transfer.directory(above)
         try:
             raw = transfer._final_name(parent, above, name)
