@@ -491,10 +491,13 @@ def test_a_config_that_is_none_makes_nothing(oci: Runtime, text: str) -> None:
 
 def test_a_namespace_of_the_wrong_kind_is_refused_by_name(oci: Runtime) -> None:
     def change(spec: dict[str, Any]) -> None:
-        spec["linux"]["namespaces"][1] = {"type": "network", "path": "/proc/self/ns/uts"}
+        for entry in spec["linux"]["namespaces"]:
+            if entry["type"] == "network":
+                entry["path"] = "/proc/self/ns/uts"
 
     result = oci.run(oci.bundle(change, args=["true"]))
-    assert "linux.namespaces[1].path" in result.stderr
+    assert "linux.namespaces[" in result.stderr
+    assert "is not a network namespace" in result.stderr
     assert "is not a network namespace" in result.stderr
 
 
@@ -650,3 +653,174 @@ def test_a_killed_create_leaves_nothing_that_a_delete_cannot_take(oci: Runtime) 
     wait_for_end(pidfd)
     assert oci.status("c") == "stopped"
     assert oci("delete", "c").returncode == 0
+
+
+# ----------------------------------------------------------------------- what other engines rely on
+
+
+@pytest.mark.parametrize("how", ["run", "detached", "start"])
+def test_a_service_manager_hears_ready_and_nothing_else(
+    oci: Runtime, tmp_path: Path, how: str
+) -> None:
+    """The program's side is played from outside, on the socket that the container's directory holds."""
+    environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "manager.sock")}
+    script = 'echo "$NOTIFY_SOCKET"; ls -l "$NOTIFY_SOCKET"; until [ -e /go ]; do sleep 0.05; done'
+    bundle = oci.bundle(args=["sh", "-c", script + "; echo end"])
+    command = [sys.executable, "-I", "-S", str(SCRIPT), "--root", str(oci.state)]
+    operands = ["--bundle", str(bundle), "c"]
+    oci.ids.append("c")
+    datagrams = (socket.AF_UNIX, socket.SOCK_DGRAM)
+    with (
+        socket.socket(*datagrams) as manager,
+        socket.socket(*datagrams) as sender,
+        (tmp_path / "out").open("w+") as out,
+    ):
+        manager.bind(environment["NOTIFY_SOCKET"])
+        manager.settimeout(30)
+        if how == "start":
+            oci("create", *operands, env=environment)
+            command += ["start", "c"]
+        else:
+            command += ["run", *(["-d"] if how == "detached" else []), *operands]
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        for text in (b"STATUS=soon", b"MAINPID=1", b"READY=1\nSTATUS=well"):
+            send_when_there(sender, oci.state / "c/notify/notify", text)
+        assert manager.recv(4096) == b"READY=1\n"
+        if how == "detached":
+            assert manager.recv(4096).startswith(b"MAINPID=")
+            assert manager.recv(4096) == b"BARRIER=1"
+        (bundle / "rootfs/go").touch()
+        assert process.wait(60) == 0
+        manager.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            manager.recv(4096)
+    if how == "run":
+        printed = (tmp_path / "out").read_text()
+        assert printed.startswith(environment["NOTIFY_SOCKET"] + "/notify\n")
+        assert "srwxrwxrwx" in printed
+
+
+def send_when_there(sender: socket.socket, place: Path, data: bytes) -> None:
+    for _ in range(3000):
+        try:
+            sender.sendto(data, str(place))
+            return
+        except (FileNotFoundError, ConnectionRefusedError):
+            signal.sigtimedwait([], 0.01)
+    raise AssertionError(f"nobody listens at {place}")
+
+
+def test_a_frozen_cgroup_is_refused_instead_of_waited_in(oci: Runtime) -> None:
+    bundle = oci.bundle(args=["true"])
+    path = json.loads((bundle / "config.json").read_text())["linux"]["cgroupsPath"]
+    freezers = [
+        d for d in ("/sys/fs/cgroup/freezer", "/sys/fs/cgroup") if os.path.exists(d + "/tasks")
+    ]
+    if freezers:
+        directory, file, word, thaw = freezers[0] + path, "freezer.state", "FROZEN", "THAWED"
+    else:
+        directory, file, word, thaw = "/sys/fs/cgroup" + path, "cgroup.freeze", "1", "0"
+    os.makedirs(directory)
+    Path(directory, file).write_text(word)
+    try:
+        result = oci.run(bundle)
+        assert result.returncode == 1
+        assert "container's cgroup unexpectedly frozen" in result.stderr
+    finally:
+        Path(directory, file).write_text(thaw)
+        os.rmdir(directory)
+
+
+def test_a_process_runs_on_every_cpu_of_its_cgroup(oci: Runtime) -> None:
+    allowed = os.sched_getaffinity(0)
+    bundle = oci.bundle(args=["grep", "Cpus_allowed_list", "/proc/self/status"])
+    everywhere = oci.run(bundle).stdout
+    one = min(allowed)
+    confined = oci.run(
+        oci.bundle(args=["grep", "Cpus_allowed_list", "/proc/self/status"]),
+        preexec_fn=lambda: os.sched_setaffinity(0, {one}),
+    )
+    assert confined.stdout == everywhere
+
+
+def test_kill_reaches_all_where_the_pid_namespace_is_not_its_own(oci: Runtime) -> None:
+    def change(spec: dict[str, Any]) -> None:
+        namespaces = spec["linux"]["namespaces"]
+        namespaces[:] = [entry for entry in namespaces if entry["type"] != "pid"]
+
+    bundle = oci.bundle(change, args=["sh", "-c", "sleep 1000 & echo $! > /child; wait"])
+    assert oci("run", "-d", "--bundle", str(bundle), "c").returncode == 0
+    child = bundle / "rootfs/child"
+    for _ in range(3000):
+        if child.exists() and child.read_text().strip():
+            break
+        signal.sigtimedwait([], 0.01)
+    pidfd = os.pidfd_open(int(child.read_text()))
+    assert oci("kill", "c", "KILL").returncode == 0
+    wait_for_end(pidfd)
+
+
+def test_kill_ends_a_container_that_waits_for_start(oci: Runtime) -> None:
+    bundle = oci.bundle(args=["true"])
+    assert oci("create", "--bundle", str(bundle), "c").returncode == 0
+    pidfd = os.pidfd_open(json.loads(oci("state", "c").stdout)["pid"])
+    assert oci("kill", "c", "TERM").returncode == 0
+    wait_for_end(pidfd)
+
+
+def test_what_starts_in_the_container_has_no_more_rights_than_its_program(oci: Runtime) -> None:
+    """A startContainer hook is a program of the image."""
+
+    def change(spec: dict[str, Any]) -> None:
+        hook = "echo $ONE > /seen; grep -E 'CapEff|CapBnd' /proc/self/status >> /seen"
+        spec["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]}
+        spec["process"]["env"].append("ONE=two")
+        spec["process"]["capabilities"] = {
+            "bounding": ["CAP_KILL"],
+            "effective": [],
+            "permitted": [],
+        }
+
+    bundle = oci.bundle(change, args=["true"])
+    assert oci.run(bundle).returncode == 0
+    variable, *sets = (bundle / "rootfs/seen").read_text().split("\n")[:3]
+    assert variable == "two"
+    assert {line.split()[1] for line in sets} == {"0000000000000000", "0000000000000020"}
+
+
+def test_a_read_only_tmpfs_holds_what_is_mounted_inside_it(oci: Runtime) -> None:
+    def change(spec: dict[str, Any]) -> None:
+        for mount in spec["mounts"]:
+            if mount["destination"] == "/dev":
+                mount["options"].append("ro")
+
+    text = oci.output("sh", "-c", "touch /dev/x 2>&1; ls -d /dev/pts/ptmx /dev/null", change=change)
+    assert "Read-only file system" in text
+    assert "/dev/pts/ptmx" in text
+
+
+def test_an_unknown_system_call_is_an_error_where_that_is_asked_for(oci: Runtime) -> None:
+    def change(spec: dict[str, Any]) -> None:
+        rule = {"names": ["no_such_call"], "action": "SCMP_ACT_ERRNO"}
+        spec["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+
+    def strictly(spec: dict[str, Any]) -> None:
+        change(spec)
+        spec["annotations"] = {"run.oci.seccomp_fail_unknown_syscall": "1"}
+
+    assert oci.run(oci.bundle(change, args=["true"])).returncode == 0
+    refused = oci.run(oci.bundle(strictly, args=["true"]))
+    assert refused.returncode == 1
+    assert "no_such_call" in refused.stderr
+
+
+def test_a_time_namespace_beside_a_user_namespace(oci: Runtime) -> None:
+    def change(spec: dict[str, Any]) -> None:
+        linux = spec["linux"]
+        linux["namespaces"] += [{"type": "user"}, {"type": "time"}]
+        linux["uidMappings"] = linux["gidMappings"] = [
+            {"containerID": 0, "hostID": 0, "size": 65536}
+        ]
+        linux["timeOffsets"] = {"monotonic": {"secs": 7881, "nanosecs": 0}}
+
+    assert "7881" in oci.output("cat", "/proc/self/timens_offsets", change=change)

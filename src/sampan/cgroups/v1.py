@@ -36,7 +36,7 @@ from .files import (
 from .host import CgroupHost
 from .stats import Stats, parse_int
 from .watch import OomWatch, oom_kills, v1_oom_watch
-from .words import FROZEN_MEANWHILE, discarded
+from .words import FROZEN_MEANWHILE, UNIFIED_ON_V1, discarded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -172,9 +172,7 @@ class V1Manager:
         """
         warnings: list[str] = []
         if resources.get("unified"):
-            raise OSError(
-                EINVAL, "cgroup v2 parameters (unified) cannot be used with cgroup v1", self.path
-            )
+            raise OSError(EINVAL, UNIFIED_ON_V1, self.path)
         if fresh or resources.get("devices") is not None:
             self._apply_devices(resources.get("devices"), fresh, strict, warnings)
         self._apply_memory(resources.get("memory") or {}, strict, warnings)
@@ -257,22 +255,37 @@ class V1Manager:
                 raise explain_memory(error, directory, row) from None
 
     def _apply_quota(self, cpu: Resources, strict: bool, warnings: list[str]) -> None:
-        """Period and quota: the kernel checks their ratio against the parent's at each write, so where the
-        new period does not fit the old quota, the quota goes first."""
-        period, quota = cpu.get("period") or 0, cpu.get("quota") or 0
-        quota_row = v1_plan.Write("cpu", "cpu.cfs_quota_us", str(quota))
+        """Real-time first: tasks of that class need it to join."""
+        for names, files in (
+            (("realtimePeriod", "realtimeRuntime"), ("cpu.rt_period_us", "cpu.rt_runtime_us")),
+            (("period", "quota"), ("cpu.cfs_period_us", "cpu.cfs_quota_us")),
+        ):
+            period, share = (
+                v1_plan.Write("cpu", file, str(cpu[name])) if cpu.get(name) else None
+                for name, file in zip(names, files, strict=True)
+            )
+            self._apply_share(period, share, strict, warnings)
+
+    def _apply_share(
+        self,
+        period: v1_plan.Write | None,
+        share: v1_plan.Write | None,
+        strict: bool,
+        warnings: list[str],
+    ) -> None:
+        """The kernel checks the ratio against the parent's at each write, so where the new period does not fit
+        the old share, the share goes first."""
         if period:
-            period_row = v1_plan.Write("cpu", "cpu.cfs_period_us", str(period))
             try:
-                self._perform(period_row, strict, warnings)
+                self._perform(period, strict, warnings)
             except OSError as error:
-                if error.errno != EINVAL or not quota:
+                if error.errno != EINVAL or not share:
                     raise
-                self._perform(quota_row, strict, warnings)
-                self._perform(period_row, strict, warnings)
+                self._perform(share, strict, warnings)
+                self._perform(period, strict, warnings)
                 return
-        if quota:
-            self._perform(quota_row, strict, warnings)
+        if share:
+            self._perform(share, strict, warnings)
 
     def _apply_devices(self, rows: Any, fresh: bool, strict: bool, warnings: list[str]) -> None:
         rules = devices.effective(rows)

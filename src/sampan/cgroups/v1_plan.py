@@ -63,10 +63,8 @@ def memory_writes(memory: Resources) -> list[Write]:
 
 
 def cpu_writes(cpu: Resources) -> list[Write]:
-    """All of `cpu` but period and quota, whose order matters. Real-time first: tasks need it to join."""
+    """All of `cpu` but periods and what may be used of them, whose order matters."""
     rows = (
-        ("realtimePeriod", "cpu", "cpu.rt_period_us"),
-        ("realtimeRuntime", "cpu", "cpu.rt_runtime_us"),
         ("shares", "cpu", "cpu.shares"),
         ("burst", "cpu", "cpu.cfs_burst_us"),
         ("idle", "cpu", "cpu.idle"),

@@ -8,6 +8,9 @@ Source: Docker Engine API, the Warnings of container create.
 from __future__ import annotations
 
 FROZEN_MEANWHILE = "container's cgroup unexpectedly frozen"  # runc's
+UNIFIED_ON_V1 = (
+    "invalid configuration: cgroup v2 parameters (unified) cannot be used with cgroup v1"
+)
 _KERNEL = "Your kernel does not support "
 _OR_UNMOUNTED = " or the cgroup is not mounted. "
 

@@ -21,7 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sampan.cgroups.manager import Manager
     from sampan.spec.runtime import Process, Spec
 
     from .cli import Context
@@ -140,7 +139,8 @@ def _options(context: Context, parsed: Parsed, spec: Spec) -> CreateOptions:
     options.no_cgroup = context.no_cgroup
     options.rootless = context.rootless
     options.console_socket = parsed.text("console-socket")
-    options.pidfd_socket = parsed.text("pidfd-socket")
+    receiver = (spec.get("annotations") or {}).get("run.oci.pidfd_receiver", "")  # crun's way
+    options.pidfd_socket = parsed.text("pidfd-socket") or receiver
     options.new_keyring = not parsed.flag("no-new-keyring")
     options.no_pivot = parsed.flag("no-pivot")
     options.pid_file = parsed.text("pid-file")
@@ -243,26 +243,41 @@ def _cgroup_of(container: Container, parsed: Parsed) -> Any:
     below = parsed.many("cgroup")
     if not below:
         return manager
-    path = below[-1].rpartition(":")[2]
-    if ".." in path.split("/"):
-        raise InvalidArgument(f"--cgroup: invalid path {path}: `..` components are not allowed")
-    return SubCgroup(manager, clean("/" + path))
+    return SubCgroup(manager.paths(), below)
 
 
 class SubCgroup:
-    """A cgroup below the container's, in each hierarchy where it is there."""
+    """Cgroups below the container's, as --cgroup names them: one path for all, or `controllers:path`, repeated."""
 
     needs_pid = False
 
-    def __init__(self, manager: Manager, below: str) -> None:
-        self.directories = []
-        found = 0
-        for directory in dict.fromkeys(manager.paths().values()):
-            there = exists(directory + below)
-            found += there
-            self.directories.append(directory + below if there else directory)
-        if not found:
-            raise NotFound(f"--cgroup: {below}: no such cgroup in the container")
+    def __init__(self, paths: dict[str, str], wanted: list[str]) -> None:
+        below = {"": ""}
+        for argument in wanted:
+            controllers, colon, path = argument.rpartition(":")
+            if not colon and len(wanted) > 1:
+                raise InvalidArgument(
+                    f"invalid --cgroup argument: {argument} (missing <controller>: prefix)"
+                )
+            for controller in controllers.split(","):
+                if controller not in paths and controller:
+                    raise InvalidArgument(f"unknown controller {controller} in --cgroup")
+                if controller in below and controller:
+                    raise InvalidArgument(
+                        f"invalid --cgroup argument(s): controller {controller} specified multiple times"
+                    )
+                below[controller] = _sub_path(path)
+        places = {}
+        for controller, directory in paths.items():
+            place = directory + below.get(controller, below[""])
+            if not controller and len(paths) > 1 and not exists(place):
+                place = directory  # the unified hierarchy beside those of v1 holds no limits
+            if not exists(place):
+                raise NotFound(
+                    f"error adding pid to cgroups: open {place}/cgroup.procs: no such file or directory"
+                )
+            places[place] = True
+        self.directories = list(places)
 
     def clone_fd(self) -> int:
         return -1
@@ -271,6 +286,13 @@ class SubCgroup:
         for directory in self.directories:
             name = "tasks" if exists(directory + "/tasks") else "cgroup.procs"
             write_file(f"{directory}/{name}", b"0")
+
+
+def _sub_path(path: str) -> str:
+    if ".." in path.split("/"):
+        raise InvalidArgument(f"bad sub cgroup path: {path}")
+    inside = clean("/" + path)
+    return "" if inside == "/" else inside
 
 
 def _process(parsed: Parsed, spec: Spec) -> Process:

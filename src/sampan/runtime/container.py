@@ -445,10 +445,24 @@ def kill(container: Container, signal: int, *, everything: bool = False) -> None
             raise Conflict("container not running")
         _signal_all(container, signal)
         return
+    alive = status != STOPPED or _left_over(container)
+    if signal == SIGKILL and alive and not _dies_with_init(container):
+        # Process 1 is one of many here; SIGKILL means the container (runc, and Docker counts on it).
+        _signal_all(container, signal)
+        return
     require("kill", status)
     _signal_init(container, signal)
     if signal == SIGKILL and status == PAUSED:
         container.cgroup().thaw()  # a frozen process dies only when it runs again
+
+
+def _dies_with_init(container: Container) -> bool:
+    """The kernel kills all of a pid namespace with its process 1; so only where the namespace is the container's."""
+    try:
+        namespaces = container.spec().get("linux", {}).get("namespaces") or ()
+    except FileNotFoundError:
+        return True  # a delete is under way
+    return any(entry["type"] == "pid" and not entry.get("path") for entry in namespaces)
 
 
 def _left_over(container: Container) -> list[int]:

@@ -23,11 +23,12 @@ def before_pivot(plan: LaunchPlan, spec: Spec) -> list[Step]:
     )
     if wanted:
         steps.append(Step("wait for the hooks of the runtime", wait_for_parent))
-    for hook in plan.hooks.get("createContainer") or ():
+    for number, hook in enumerate(plan.hooks.get("createContainer") or ()):
         steps.append(
-            Step(f"run createContainer hook {hook['path']}", hooks.run_in_container, plan, hook, "createContainer",
-                "creating",
-                 blame="createContainer hook")
+            Step(
+                f"run createContainer hook {hook['path']}", hooks.run_in_container, plan, number, hook,
+                "createContainer", "creating",
+            )
         )  # fmt: skip
     return steps
 
@@ -35,10 +36,11 @@ def before_pivot(plan: LaunchPlan, spec: Spec) -> list[Step]:
 def at_start(plan: LaunchPlan) -> list[Step]:
     """startContainer hooks: after start, inside the container, before its program."""
     return [
-        Step(f"run startContainer hook {hook['path']}", hooks.run_in_container, plan, hook, "startContainer",
-            "created",
-             blame="startContainer hook")
-        for hook in plan.hooks.get("startContainer") or ()
+        Step(
+            f"run startContainer hook {hook['path']}", hooks.run_in_container, plan, number, hook,
+            "startContainer", "created",
+        )
+        for number, hook in enumerate(plan.hooks.get("startContainer") or ())
     ]  # fmt: skip
 
 

@@ -81,6 +81,7 @@ def wait_on_terminal(
 ) -> int:
     """The same with a pty: bytes go both ways until it is closed, then the code."""
     console = child.console_fd
+    _keep_line_ends(console)
     before = _raw(stdin)
     handlers: Handlers = {
         console: lambda: _copy(console, stdout),
@@ -185,6 +186,15 @@ def _raw(fd: int) -> Any:
     cc[termios.VMIN], cc[termios.VTIME] = 1, 0
     termios.tcsetattr(fd, termios.TCSANOW, [iflag, oflag, cflag, lflag, ispeed, ospeed, cc])
     return before
+
+
+def _keep_line_ends(console: int) -> None:
+    """No carriage returns added: our own terminal, when there is one, adds what it needs (runc's choice)."""
+    import termios
+
+    settings = termios.tcgetattr(console)
+    settings[1] &= ~termios.ONLCR
+    termios.tcsetattr(console, termios.TCSANOW, settings)
 
 
 def _restore(fd: int, before: Any) -> None:

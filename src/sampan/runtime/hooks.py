@@ -55,17 +55,35 @@ def state_of(plan: LaunchPlan, status: str, pid: int) -> dict[str, Any]:
 
 def run_all(hooks: list[Hook] | None, kind: str, state: State | dict[str, Any]) -> None:
     """Run in order; the first that fails ends it (LaunchError)."""
-    for hook in hooks or ():
-        try:
-            run(hook, state)
-        except LaunchError as error:
-            error.message = f"{kind} hook {error.message}"
-            raise
+    for number, hook in enumerate(hooks or ()):
+        _run_numbered(number, hook, kind, state, None)
 
 
-def run_in_container(stage: Stage, plan: LaunchPlan, hook: Hook, kind: str, status: str) -> None:
-    """By init itself, so with the container's pid of it."""
-    run_all([hook], kind, state_of(plan, status, posix.getpid()))
+def run_in_container(
+    stage: Stage, plan: LaunchPlan, number: int, hook: Hook, kind: str, status: str
+) -> None:
+    """By init itself, so with the container's pid of it; where the hook names no environment, in the program's."""
+    if kind == "createContainer":
+        posix.fchdir(stage.root_fd)  # runc's, and toolkits for devices count on it
+    state = state_of(plan, status, posix.getpid())
+    _run_numbered(number, hook, kind, state, stage.environ if kind == "startContainer" else None)
+
+
+def _run_numbered(
+    number: int,
+    hook: Hook,
+    kind: str,
+    state: State | dict[str, Any],
+    environ: list[str] | None,
+) -> None:
+    """runc's words in front of what went wrong: engines show them, their users look for them."""
+    if environ is not None and hook.get("env") is None:
+        hook = {**hook, "env": environ}
+    try:
+        run(hook, state)
+    except LaunchError as error:
+        error.message = f"error running {kind} hook #{number}: {error.message}"
+        raise
 
 
 def run(hook: Hook, state: State | dict[str, Any]) -> None:
@@ -84,12 +102,8 @@ def run(hook: Hook, state: State | dict[str, Any]) -> None:
         if code:
             posix.lseek(output, 0, 0)
             said = posix.read(output, OUTPUT_LIMIT).decode("utf-8", "replace").strip()
-            how = (
-                f"was killed by signal {code - 128}"
-                if code > 128
-                else f"failed with exit code {code}"
-            )
-            raise LaunchError(f"{how}: {hook['path']}" + (f", output: {said}" if said else ""))
+            how = f"killed by signal {code - 128}" if code > 128 else f"exit status {code}"
+            raise LaunchError(f"{hook['path']}: {how}" + (f", output: {said}" if said else ""))
     finally:
         close_quietly(*{stdin, output, stdout, stderr})
 

@@ -7,6 +7,7 @@ nothing up by name there (rule P2): `sys.meta_path` is empty from the first line
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import _socket
 import posix
 import sys
@@ -52,7 +53,7 @@ def _recipe(plan: LaunchPlan, stage: Stage) -> None:
     stage.run(plan.before)
 
     stage.now = "find the executable"
-    environ = list(plan.environ)
+    stage.environ = environ = list(plan.environ)
     argv = list(plan.args)
     execution.set_home(stage, environ, plan.uid)
     execution.find_executable(stage, argv[0], environ)
@@ -65,10 +66,11 @@ def _recipe(plan: LaunchPlan, stage: Stage) -> None:
     stage.now = "wait for start"
     _wait_for_start(stage)
 
-    stage.run(plan.hooks_at_start)
     prepared = execution.prepare(stage, argv, environ)
     _close_all_but(stage, plan.preserve_fds)
     stage.run(plan.finish)
+    # Programs of the image: with the rights of the container's program, and not with ours.
+    stage.run(plan.hooks_at_start)
     execution.execute(stage, prepared)
 
 
@@ -129,6 +131,8 @@ def close_except(keep: set[int]) -> None:
 def _wait_for_start(stage: Stage) -> None:
     if stage.start_listener >= 0:
         stage.channel.close()
+        for number in _ENDING_SIGNALS:
+            _signal.signal(number, _end)
         listener = _socket.socket(fileno=stage.start_listener)
         stage.channel = accept(listener)
         listener.close()
@@ -136,6 +140,14 @@ def _wait_for_start(stage: Stage) -> None:
     kind, _, _ = channel.receive(stage.channel)
     if kind != channel.START:
         posix._exit(1)  # whoever would have started us is gone
+
+
+# Process 1 of a pid namespace gets only signals that it catches; `kill` of a created container is to end it.
+_ENDING_SIGNALS = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    posix._exit(128 + number)
 
 
 def accept(listener: _socket.socket) -> _socket.socket:

@@ -31,7 +31,10 @@ from .plan import (
     affinity_steps,
     capability_sets,
     compile_filter,
+    every_cpu,
     finish_steps,
+    memory_policy_steps,
+    personality_steps,
     rlimits,
     scheduling_steps,
     unique,
@@ -121,27 +124,33 @@ def make_join_plan(
         program = compile_filter(
             spec.get("linux", {}).get("seccomp"), extra={"seccomp_cache": seccomp_cache}
         )
-    plan.before = tuple(_before(process, container, container_id))
+    plan.before = tuple(_before(process, spec, container_id))
     sets = capability_sets(process.get("capabilities"))
     if all_capabilities:
         every = ALL_CAPABILITIES
         sets = CapabilitySets(bounding=every, effective=every, permitted=every)
-    plan.finish = tuple(finish_steps(process, sets, program, rootless=posix.geteuid() != 0))
+    plan.finish = (
+        *affinity_steps(process, "final"),
+        *finish_steps(process, sets, program, rootless=posix.geteuid() != 0),
+    )
     return plan
 
 
-def _before(process: Process, container: Process, container_id: str) -> list[Step]:
-    steps = affinity_steps(process)
+def _before(process: Process, spec: Spec, container_id: str) -> list[Step]:
+    container: Process = spec.get("process") or {"cwd": "/"}
+    steps = []
     adjustment = process.get("oomScoreAdj", container.get("oomScoreAdj"))
     if adjustment is not None:
         steps.append(Step(f"set oom_score_adj to {adjustment}", security.set_oom_score, adjustment))
     steps.append(
         Step("join the cgroup", identity.join_cgroup, blame="unable to apply cgroup configuration")
     )
+    steps += affinity_steps(process, "initial") or [every_cpu()]
     steps.append(Step("join the container's namespaces", join_namespaces))
     steps.append(Step("become root of the user namespace", identity.become_root))
     steps.append(Step("find the root", mounting.use_current_root))
     steps += scheduling_steps(process)
+    steps += [*memory_policy_steps(spec), *personality_steps(spec)]
     steps.append(
         Step(
             "join a session keyring",

@@ -190,7 +190,10 @@ class Launch:
             plan = self.plan
             handles.update(devices.premade(plan.premade_nodes, plan.uid_map, plan.gid_map))
         for name, uid_map, gid_map, recursive in self.plan.idmaps:
-            namespace = namespace_with_maps(uid_map, gid_map)
+            if uid_map:
+                namespace = namespace_with_maps(uid_map, gid_map)
+            else:
+                namespace = posix.dup(handles["namespace:user"])
             try:
                 m.set_idmap(handles[name], namespace, recursive=recursive)
             except OSError as error:

@@ -76,7 +76,7 @@ def hand_over(
     except OSError as error:
         errno, why = channel.describe_error(error)
         raise LaunchError(
-            f"cannot pass the seccomp listener to {path}: {why}", errno=errno
+            f"failed to connect with seccomp agent {path}: {why}", errno=errno
         ) from error
     finally:
         posix.close(page)

@@ -4,8 +4,8 @@
         clone_flags      namespaces made by clone3 itself
         opens            what the parent opens first: namespaces by path, bind sources under a user namespace
         before           steps of init up to READY    (state created)
-        hooks_at_start   startContainer hooks
-        finish           steps of init after START    (credentials, seccomp), then execve
+        finish           steps of init after START    (credentials, seccomp)
+        hooks_at_start   startContainer hooks, then execve
 
 Nothing here touches the system but the seccomp compiler's arithmetic: no root is needed to make or test a
 plan. `describe()` is the plan as lines, for `sampan explain` and `run --trace`.
@@ -51,6 +51,8 @@ MAKE_BY_CLONE = (
 )
 ALL_CAPABILITIES = (1 << len(c.CAPS)) - 1
 RLIM_INFINITY = (1 << 64) - 1
+STRICT_SECCOMP = "run.oci.seccomp_fail_unknown_syscall"  # crun's annotation
+MAX_CPUS = 1024  # CPU_SETSIZE; those that are not there are left out by the kernel
 
 
 class CapabilitySets:
@@ -133,8 +135,7 @@ class LaunchPlan:
         lines.append("clone a process into new namespaces: " + (", ".join(made) or "none"))
         lines += [step.describe() for step in (*self.first, *self.before)]
         lines.append("ready: wait for start")
-        lines += [step.describe() for step in self.hooks_at_start]
-        lines += [step.describe() for step in self.finish]
+        lines += [step.describe() for step in (*self.finish, *self.hooks_at_start)]
         lines.append("execute " + " ".join(self.args))
         return lines
 
@@ -263,7 +264,6 @@ def _joining_steps(plan: LaunchPlan, namespaces: Namespaces, process: Process) -
     if "oomScoreAdj" in process:
         value = process["oomScoreAdj"]
         steps.append(Step(f"set oom_score_adj to {value}", security.set_oom_score, value))
-    steps += affinity_steps(process)
     if plan.cgroup_path:
         steps.append(Step("wait for the cgroup", conversation.wait_for_cgroup))
         steps.append(
@@ -273,6 +273,7 @@ def _joining_steps(plan: LaunchPlan, namespaces: Namespaces, process: Process) -
                 blame="unable to apply cgroup configuration",
             )
         )
+    steps.append(every_cpu())
     for kind, path in namespaces.joined:
         if path:
             plan.opens.append((f"namespace:{kind}", "namespace", path))
@@ -291,16 +292,17 @@ def _identity_steps(plan: LaunchPlan, spec: Spec, namespaces: Namespaces) -> lis
     steps = []
     if plan.maps_ids:
         steps.append(Step("wait for the id maps", identity.wait_for_id_maps))
+    if namespaces.makes("time"):  # while /proc/self is still ours to write to
+        steps.append(
+            Step("make the time namespace", identity.make_time_namespace, _time_offsets(spec))
+        )
+    if plan.maps_ids:
         steps.append(Step("forbid others to look into this process", identity.allow_nobody))
     if "user" in namespaces.kinds:
         steps.append(Step("become root of the user namespace", identity.become_root))
     if namespaces.makes("cgroup"):
         steps.append(
             Step("make the cgroup namespace", identity.unshare_namespaces, c.CLONE_NEWCGROUP)
-        )
-    if namespaces.makes("time"):
-        steps.append(
-            Step("make the time namespace", identity.make_time_namespace, _time_offsets(spec))
         )
     if namespaces.makes("network"):
         steps.append(Step("bring the loopback device up", identity.bring_up_loopback))
@@ -334,31 +336,32 @@ def _resources(spec: Spec) -> LinuxResources:
 # ---------------------------------------------------------------------------------------- process
 
 
-def affinity_steps(process: Process) -> list[Step]:
-    initial = (process.get("execCPUAffinity") or {}).get("initial")
-    if not initial:
+def every_cpu() -> Step:
+    """After joining the cgroup, which knows what is allowed: to which CPUs our caller was confined is none of the
+    container's business, and since Linux 6.2 it would stick."""
+    return Step("run on every CPU of the cgroup", security.set_cpu_affinity, range(MAX_CPUS))
+
+
+def affinity_steps(process: Process, when: str) -> list[Step]:
+    """execCPUAffinity, `initial` or `final`: of an exec only, process 1 has none (config.md)."""
+    wanted: Mapping[str, Any] = process.get("execCPUAffinity") or {}
+    cpus = wanted.get(when)
+    if not cpus:
         return []
-    return [Step(f"run on CPUs {initial}", security.set_cpu_affinity, parse_cpu_list(initial))]
+    from .numberlist import parse_list
+
+    return [Step(f"run on CPUs {cpus}", security.set_cpu_affinity, parse_list(cpus))]
 
 
-def parse_cpu_list(text: str) -> frozenset[int]:
-    """`0-3,7` as numbers; bounded, so that 0-2147483647 costs nothing."""
-    cpus: set[int] = set()
-    for part in text.replace(" ", "").split(","):
-        if not part:
-            continue
-        first, dash, last = part.partition("-")
-        if not (
-            first.isascii()
-            and first.isdigit()
-            and (not dash or (last.isascii() and last.isdigit()))
-        ):
-            raise InvalidArgument(f"invalid CPU list {text!r}")
-        low, high = int(first[:10]), int((last or first)[:10])
-        if low > high or high > 65535:
-            raise InvalidArgument(f"invalid CPU list {text!r}")
-        cpus.update(range(low, high + 1))
-    return frozenset(cpus)
+def memory_policy_steps(spec: Spec) -> list[Step]:
+    """Of every process of the container: a policy is inherited, but an exec is nobody's child in it."""
+    policy = spec.get("linux", {}).get("memoryPolicy")
+    if not policy:
+        return []
+    from .numberlist import memory_policy
+
+    mode, nodes = memory_policy(policy)
+    return [Step(f"set memory policy {policy['mode']}", security.set_memory_policy, mode, nodes)]
 
 
 def _process_steps(
@@ -371,23 +374,18 @@ def _process_steps(
             Step("join a session keyring", security.new_keyring, f"_ses.{container_id}", label)
         )
     steps += scheduling_steps(process)
-    linux = spec.get("linux", {})
-    policy = linux.get("memoryPolicy")
-    if policy:
-        mode = lookup(c.MPOL_MODES, policy["mode"], "linux.memoryPolicy.mode")
-        for name in policy.get("flags") or ():
-            mode |= lookup(c.MPOL_FLAGS, name, "linux.memoryPolicy.flags")
-        nodes = sum(1 << node for node in parse_cpu_list(policy.get("nodes", "")))
-        text = f"set memory policy {policy['mode']}"
-        steps.append(Step(text, security.set_memory_policy, mode, nodes))
-    personality = linux.get("personality")
-    if personality:
-        persona = lookup(c.PERSONALITIES, personality["domain"], "linux.personality.domain")
-        for name in personality.get("flags") or ():
-            persona |= lookup(c.PERSONALITY_FLAGS, name, "linux.personality.flags")
-        text = f"set personality {personality['domain']}"
-        steps.append(Step(text, security.set_personality, persona))
-    return steps
+    return [*steps, *memory_policy_steps(spec), *personality_steps(spec)]
+
+
+def personality_steps(spec: Spec) -> list[Step]:
+    """Of every process of the container, too."""
+    personality = spec.get("linux", {}).get("personality")
+    if not personality:
+        return []
+    persona = lookup(c.PERSONALITIES, personality["domain"], "linux.personality.domain")
+    for name in personality.get("flags") or ():
+        persona |= lookup(c.PERSONALITY_FLAGS, name, "linux.personality.flags")
+    return [Step(f"set personality {personality['domain']}", security.set_personality, persona)]
 
 
 def scheduling_steps(process: Process) -> list[Step]:
@@ -442,7 +440,9 @@ def _plan_process(
         from . import reaper  # noqa: F401 - before the fork: init may import nothing
     plan.rlimits = rlimits(process)
     sets = capability_sets(process.get("capabilities"))
-    plan.filter = compile_filter(linux.get("seccomp"), sets.bounding, extra)
+    plan.warnings += not_ambient(sets)
+    strict = STRICT_SECCOMP in plan.annotations
+    plan.filter = compile_filter(linux.get("seccomp"), sets.bounding, extra, strict=strict)
     plan.hooks_at_start = tuple(conversation.at_start(plan))
     plan.finish = tuple(
         finish_steps(
@@ -486,10 +486,25 @@ def capability_sets(capabilities: Capabilities | None) -> CapabilitySets:
     return CapabilitySets(**masks)
 
 
+def not_ambient(sets: CapabilitySets) -> list[str]:
+    """Ambient ones must be permitted and inheritable too (capabilities(7)); the others are left out, and said."""
+    missing = sets.ambient & ~(sets.inheritable & sets.permitted)
+    return [
+        f"can't raise ambient capability {name}: operation not permitted"
+        for number, name in enumerate(c.CAPS)
+        if missing >> number & 1
+    ]
+
+
 def compile_filter(
-    seccomp: LinuxSeccomp | None, bounding: int = 0, extra: Mapping[str, Any] | None = None
+    seccomp: LinuxSeccomp | None,
+    bounding: int = 0,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
 ) -> Program | None:
-    """The spec's seccomp section as a program, or the default profile's when `extra` asks; None without either."""
+    """The spec's seccomp section as a program, or the default profile's when `extra` asks; None without either.
+    `strict`: a system call that nobody knows is an error, and not a rule for another machine."""
     wanted = (extra or {}).get("seccomp")
     if not seccomp and wanted != "default":
         return None
@@ -498,10 +513,14 @@ def compile_filter(
     host = posix.uname()
     if not seccomp:
         return default_program(bounding, machine=host.machine, kernel=host.release)
+    directory = "" if strict else (extra or {}).get("seccomp_cache", "")
     try:
-        return program_for(seccomp, host.machine, (extra or {}).get("seccomp_cache", ""))
+        program = program_for(seccomp, host.machine, directory)
     except ValueError as error:
         raise InvalidArgument(f"linux.seccomp: {error}") from None
+    if strict and program.unknown:
+        raise InvalidArgument(f"linux.seccomp: unknown system calls: {', '.join(program.unknown)}")
+    return program
 
 
 def finish_steps(
@@ -524,9 +543,6 @@ def finish_steps(
             user.get("umask", 0o22),
         )
     ]
-    final = (process.get("execCPUAffinity") or {}).get("final")
-    if final:
-        steps.append(Step(f"run on CPUs {final}", security.set_cpu_affinity, parse_cpu_list(final)))
     if process.get("apparmorProfile"):
         profile = process["apparmorProfile"]
         steps.append(

@@ -67,6 +67,12 @@ def plan_rootfs(
         steps += _mount_steps(plan, spec, namespaces, index, mount, cgroup_host)
     steps += _device_steps(plan, spec, namespaces)
     steps += conversation.before_pivot(plan, spec)
+    if any(
+        "ro" in (mount.get("options") or ())
+        for mount in spec.get("mounts") or ()
+        if mount.get("type") == "tmpfs"
+    ):
+        steps.append(Step("make tmpfs mounts read-only", mounting.seal))
     steps += _narrowing_steps(spec)
     steps += _enter_steps(rootfs, own_tree, no_pivot, propagation)
     steps += _final_steps(spec)
@@ -89,7 +95,9 @@ def _root_steps(
     propagation: int,
     namespaces: Namespaces,
 ) -> list[Step]:
-    steps = [Step("open the host's /dev/null", mounting.open_null)]
+    steps = []
+    if spec.get("linux", {}).get("maskedPaths"):
+        steps.append(Step("open the host's /dev/null", mounting.open_null))
     if own_tree:
         flags = propagation or c.MS_SLAVE | c.MS_REC
         steps.append(
@@ -189,6 +197,8 @@ def _id_maps(plan: LaunchPlan, mount: Mount, target: mounting.Target) -> tuple[b
                 f"mount {target.destination!r}: uidMappings and gidMappings go together"
             )
         return id_map_text(uids), id_map_text(gids)
+    if any(name == "namespace:user" for name, _, _ in plan.opens):
+        return b"", b""  # those of the namespace that is joined
     if not plan.uid_map:
         raise InvalidArgument(
             f"mount {target.destination!r}: idmap needs mappings, its own or a user namespace's"
@@ -312,12 +322,12 @@ def _narrowing_steps(spec: Spec) -> list[Step]:
             Step("write sysctls", security.write_sysctls, values, blame="error writing sysctl")
         )
     if linux.get("readonlyPaths"):
-        paths = tuple(linux["readonlyPaths"])
+        paths = tuple(dict.fromkeys(linux["readonlyPaths"]))
         steps.append(
             Step("make paths read-only: " + " ".join(paths), mounting.make_read_only, paths)
         )
     if linux.get("maskedPaths"):
-        paths = tuple(linux["maskedPaths"])
+        paths = tuple(dict.fromkeys(linux["maskedPaths"]))
         label = linux.get("mountLabel", "")
         steps.append(Step("mask paths: " + " ".join(paths), mounting.mask, paths, label))
     return steps

@@ -155,8 +155,8 @@ def compile_profile(profile: Mapping[str, Any], machine: str) -> Program:
     if default == c.SECCOMP_RET_USER_NOTIF:
         raise ValueError("SCMP_ACT_NOTIFY cannot be used as default action")
     rules = read_rules(profile.get("syscalls") or (), default)
-    listener_path = profile.get("listenerPath") or ""
     uses_notify = any(rule.answer == c.SECCOMP_RET_USER_NOTIF for rule in rules)
+    listener_path = (profile.get("listenerPath") or "") if uses_notify else ""
     if uses_notify and not listener_path:
         raise ValueError("SCMP_ACT_NOTIFY needs a listenerPath")
     newer = c.SECCOMP_RET_ERRNO | ENOSYS if default_strictness in (0, 1, 3) else default

@@ -38,6 +38,8 @@ from .notify import install_with_listener
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .plan import CapabilitySets
     from .seccomp_cache import Program
     from .steps import Stage
@@ -74,7 +76,7 @@ def set_io_priority(stage: Stage, io_class: int, level: int) -> None:
     ioprio_set(io_class, level)
 
 
-def set_cpu_affinity(stage: Stage, cpus: frozenset[int]) -> None:
+def set_cpu_affinity(stage: Stage, cpus: Iterable[int]) -> None:
     posix.sched_setaffinity(0, cpus)
 
 

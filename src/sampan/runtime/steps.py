@@ -42,19 +42,21 @@ class Stage:
     """What the steps of one child share: descriptors that are open, and what was found out on the way."""
 
     __slots__ = (
-        "born_inside", "channel", "console_socket", "executable", "handles", "manager", "now",
-        "null_fd", "preserved", "proc_fd", "reaper_fd", "root_fd", "start_listener", "stdio", "warnings",
+        "born_inside", "channel", "console_socket", "environ", "executable", "handles", "manager", "now",
+        "null_fd", "preserved", "proc_fd", "reaper_fd", "root_fd", "start_listener", "stdio", "unsealed", "warnings",
     )  # fmt: skip
 
     def __init__(self, channel: socket) -> None:
         self.channel = channel
         self.root_fd = -1  # the container's root directory
         self.proc_fd = -1  # a verified procfs of the container's pid namespace
+        self.unsealed: list[int] = []  # mounts that become read-only when everything is in them
         self.null_fd = -1  # a verified /dev/null of the host
         self.reaper_fd = -1  # with --init, the program that becomes process 1
         self.console_socket = -1  # where the pty master goes instead of the channel
         self.start_listener = -1  # `create`: a listening socket on which `start` will call
         self.stdio: tuple[int, ...] = (0, 1, 2)
+        self.environ: list[str] = []  # the program's
         self.executable = ""  # what execve will run, inside the root
         self.now = ""  # the step under way, for the message when it fails
         self.handles: dict[str, int] = {}  # what the parent opened for us, by name

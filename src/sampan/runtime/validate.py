@@ -507,22 +507,10 @@ def _check_sysctls(spec: Any) -> None:
 
 def _check_memory_policy(spec: Any) -> None:
     policy = (spec.get("linux") or {}).get("memoryPolicy")
-    if policy is None:
-        return
-    mode = policy.get("mode")
-    if mode not in c.MPOL_MODES:
-        raise InvalidArgument(f"linux.memoryPolicy.mode: unknown value {mode!r}")
-    for flag in policy.get("flags") or ():
-        if flag not in c.MPOL_FLAGS:
-            raise InvalidArgument(f"linux.memoryPolicy.flags: unknown value {flag!r}")
-    nodes = policy.get("nodes") or ""
-    if mode in ("MPOL_DEFAULT", "MPOL_LOCAL") and nodes:
-        raise InvalidArgument(f"linux.memoryPolicy.nodes: {mode} takes none")
-    if (
-        mode in ("MPOL_BIND", "MPOL_INTERLEAVE", "MPOL_WEIGHTED_INTERLEAVE", "MPOL_PREFERRED_MANY")
-        and not nodes
-    ):
-        raise InvalidArgument(f"linux.memoryPolicy.nodes: {mode} needs at least one")
+    if policy is not None:
+        from .numberlist import memory_policy
+
+        memory_policy(policy)
 
 
 def _check_intel_rdt(spec: Any) -> None:

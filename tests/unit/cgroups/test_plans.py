@@ -31,7 +31,6 @@ def test_v1_writes_every_field_that_is_given() -> None:
             "mems": "0",
             "burst": 0,
             "idle": 1,
-            "realtimeRuntime": 5,
         },
         "pids": {"limit": 64},
         "blockIO": {
@@ -50,7 +49,6 @@ def test_v1_writes_every_field_that_is_given() -> None:
         ("memory.kmem.tcp.limit_in_bytes", "4096"),
         ("memory.oom_control", "1"),
         ("memory.swappiness", "0"),
-        ("cpu.rt_runtime_us", "5"),
         ("cpu.shares", "512"),
         ("cpu.cfs_burst_us", "0"),
         ("cpu.idle", "1"),

@@ -13,8 +13,9 @@ from sampan.runtime.cli_flags import COMMANDS, parse
 from sampan.runtime.cli_info import parse_size
 from sampan.runtime.container import check_id
 from sampan.runtime.example import example_spec
+from sampan.runtime.numberlist import parse_list
 from sampan.runtime.options import parse_options
-from sampan.runtime.plan import LaunchPlan, capability_sets, make_plan, parse_cpu_list, unique
+from sampan.runtime.plan import LaunchPlan, capability_sets, make_plan, unique
 from sampan.runtime.security import sysctl_path
 from sampan.runtime.state import MAY, ContainerState, decode, require
 
@@ -127,10 +128,10 @@ def test_tmpcopyup_is_for_tmpfs() -> None:
 
 
 def test_cpu_lists_are_bounded() -> None:
-    assert parse_cpu_list("0-2,5") == {0, 1, 2, 5}
+    assert parse_list("0-2,5") == {0, 1, 2, 5}
     for text in ("0-2147483647", "3-1", "a", "1-", "\u0663", "-1"):
         with pytest.raises(InvalidArgument):
-            parse_cpu_list(text)
+            parse_list(text)
 
 
 def test_without_capabilities_there_are_none() -> None:
