@@ -105,7 +105,7 @@ def _commit(
     reference = target_reference(repo, tag)
     wanted = _configuration(record.config, config, changes)
     created = rfc3339nano(time.time_ns())
-    command = " ".join([record.path, *record.args])
+    command = " ".join(record.config.cmd or ())
     with catalog.holding() as hold:
         parts = parts_of(parent)
         stream = ChunkReader(engine.snapshots.diff(record.id))

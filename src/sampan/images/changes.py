@@ -7,7 +7,7 @@ a Dockerfile line: shell or JSON form, quotes, `KEY=value` pairs. Source: "docke
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -17,7 +17,9 @@ from sampan.spec.image import Healthcheck, RunConfig
 from sampan.spec.reference import quoted
 
 _WORD = re.compile(r"""\s*((?:"(?:[^"\\]|\\.)*"|'[^']*'|\\.|[^\s"'\\])+)""")
-_QUOTED = re.compile(r"""\\(.)|"((?:[^"\\]|\\.)*)"|'([^']*)'""")
+_PIECE = re.compile(r"""\\(.)|"((?:[^"\\]|\\.)*)"|'([^']*)'|([^"'\\]+)""")
+_ESCAPED = re.compile(r"""\\(["\\])""")
+_VARIABLE = re.compile(r"(\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(?::[-+][^}]*)?\})", re.ASCII)
 _PORT = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII | re.IGNORECASE)
 _decode_words = msgspec.json.Decoder(tuple[str, ...])
 
@@ -28,6 +30,8 @@ _replace = msgspec.structs.replace
 def apply_changes(config: RunConfig, changes: Iterable[str]) -> RunConfig:
     """One instruction after another; InvalidArgument for one that is unknown or malformed."""
     for text in changes:
+        if not text.strip():
+            raise InvalidArgument("file with no instructions")
         for line in text.splitlines():
             name, _, rest = line.strip().partition(" ")
             if not name or name.startswith("#"):
@@ -39,24 +43,47 @@ def apply_changes(config: RunConfig, changes: Iterable[str]) -> RunConfig:
     return config
 
 
-def words_of(text: str) -> list[str]:
-    """Split as a shell would, quotes removed."""
+def words_of(text: str, variables: Mapping[str, str] | None = None) -> list[str]:
+    """Split as a shell would, quotes removed; with variables, `$NAME` outside of single quotes is what they say."""
     found, position = [], 0
     while position < len(text.rstrip()):
         match = _WORD.match(text, position)
         if match is None:
             raise InvalidArgument(f"unterminated quote in {quoted(text)}")
-        found.append(_QUOTED.sub(_unquoted, match[1]))
+        found.append(_PIECE.sub(lambda piece: _unquoted(piece, variables), match[1]))
         position = match.end()
     return found
 
 
-def _unquoted(match: re.Match[str]) -> str:
-    if match[1] is not None:
-        return match[1]
-    if match[2] is not None:
-        return re.sub(r'\\(["\\$])', r"\1", match[2])
-    return match[3]
+def _unquoted(piece: re.Match[str], variables: Mapping[str, str] | None) -> str:
+    escaped, double, single, plain = piece.groups()
+    if escaped is not None:
+        return str(escaped)
+    if single is not None:
+        return str(single)
+    return "".join(
+        _expanded(part, variables) if part[:1] == "$" and variables is not None else part
+        for part in _VARIABLE.split(plain if double is None else _ESCAPED.sub(r"\1", double))
+    )
+
+
+def _expanded(word: str, variables: Mapping[str, str]) -> str:
+    """`$NAME`, `${NAME}`, `${NAME:-else}`, `${NAME:+then}`."""
+    name, operator, other = word.strip("${}"), "", ""
+    for mark in (":-", ":+"):
+        if mark in name:
+            name, operator, other = name.partition(mark)
+    value = variables.get(name, "")
+    if operator == ":-":
+        return value or other
+    if operator == ":+":
+        return other if value else ""
+    return value
+
+
+def _variables(config: RunConfig) -> dict[str, str]:
+    lines = (line.partition("=") for line in config.env or ())
+    return {key: value for key, _, value in lines}
 
 
 def _json_words(text: str) -> tuple[str, ...] | None:
@@ -64,6 +91,10 @@ def _json_words(text: str) -> tuple[str, ...] | None:
         return None
     try:
         return _decode_words.decode(text)
+    except msgspec.ValidationError:
+        raise InvalidArgument(
+            "when using JSON array syntax, arrays must be comprised of strings only"
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
@@ -83,10 +114,8 @@ def _entrypoint(config: RunConfig, text: str) -> RunConfig:
     return _replace(config, entrypoint=_command(text, config) or None)
 
 
-def _pairs(name: str, text: str) -> list[tuple[str, str]]:
-    if not text:
-        raise InvalidArgument(f"{name} requires at least one argument")
-    words = words_of(text)
+def _pairs(name: str, text: str, config: RunConfig) -> list[tuple[str, str]]:
+    words = words_of(_some(name, text), _variables(config))
     if "=" not in words[0]:
         key, _, value = text.partition(" ")
         if not value:
@@ -107,7 +136,7 @@ def _pairs(name: str, text: str) -> list[tuple[str, str]]:
 
 def _env(config: RunConfig, text: str) -> RunConfig:
     env = list(config.env or ())
-    for key, value in _pairs("ENV", text):
+    for key, value in _pairs("ENV", text, config):
         line = f"{key}={value}"
         for number, old in enumerate(env):
             if old.partition("=")[0] == key:
@@ -119,12 +148,12 @@ def _env(config: RunConfig, text: str) -> RunConfig:
 
 
 def _label(config: RunConfig, text: str) -> RunConfig:
-    return _replace(config, labels={**(config.labels or {}), **dict(_pairs("LABEL", text))})
+    return _replace(config, labels={**(config.labels or {}), **dict(_pairs("LABEL", text, config))})
 
 
 def _expose(config: RunConfig, text: str) -> RunConfig:
     ports = dict(config.exposed_ports or {})
-    for word in words_of(text):
+    for word in words_of(_some("EXPOSE", text), _variables(config)):
         match = _PORT.fullmatch(word)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not match or not 0 < first <= last <= 65535:
@@ -135,14 +164,12 @@ def _expose(config: RunConfig, text: str) -> RunConfig:
 
 
 def _user(config: RunConfig, text: str) -> RunConfig:
-    return _replace(config, user=_one("USER", text))
+    return _replace(config, user=_one("USER", text, config))
 
 
 def _volume(config: RunConfig, text: str) -> RunConfig:
-    found = _json_words(text)
-    paths = list(found) if found is not None else words_of(text)
-    if not text:
-        raise InvalidArgument("VOLUME requires at least one argument")
+    found = _json_words(_some("VOLUME", text))
+    paths = list(found) if found is not None else words_of(text, _variables(config))
     if not paths or not all(path.strip() for path in paths):
         raise InvalidArgument("VOLUME specified can not be an empty string")
     volumes = {**(config.volumes or {}), **{path.strip(): {} for path in paths}}
@@ -150,25 +177,26 @@ def _volume(config: RunConfig, text: str) -> RunConfig:
 
 
 def _workdir(config: RunConfig, text: str) -> RunConfig:
-    path = _one("WORKDIR", text)
+    path = _one("WORKDIR", text, config)
     if not path.startswith("/"):
         path = f"{config.working_dir.rstrip('/')}/{path}"
     return _replace(config, working_dir=path)
 
 
 def _onbuild(config: RunConfig, text: str) -> RunConfig:
-    name = text.partition(" ")[0].upper()
+    name = _some("ONBUILD", text).partition(" ")[0].upper()
     if name in {"ONBUILD", "FROM", "MAINTAINER"}:
         raise InvalidArgument(f"{name} isn't allowed as an ONBUILD trigger")
     return _replace(config, on_build=(*(config.on_build or ()), text))
 
 
 def _stopsignal(config: RunConfig, text: str) -> RunConfig:
-    return _replace(config, stop_signal=_one("STOPSIGNAL", text))
+    return _replace(config, stop_signal=_one("STOPSIGNAL", text, config))
 
 
 def _healthcheck(config: RunConfig, text: str) -> RunConfig:
     options: dict[str, int] = {}
+    text = _some("HEALTHCHECK", text)
     while text.startswith("--"):
         option, _, text = text.partition(" ")
         text = text.strip()
@@ -192,11 +220,17 @@ def _healthcheck(config: RunConfig, text: str) -> RunConfig:
     return _replace(config, healthcheck=Healthcheck(test=test, **options))
 
 
-def _one(name: str, text: str) -> str:
-    words = words_of(text)
-    if len(words) != 1:
+def _some(name: str, text: str) -> str:
+    if not text:
+        raise InvalidArgument(f"{name} requires at least one argument")
+    return text
+
+
+def _one(name: str, text: str, config: RunConfig) -> str:
+    """The rest of the line, blanks inside kept."""
+    if not text:
         raise InvalidArgument(f"{name} requires exactly one argument")
-    return words[0]
+    return " ".join(words_of(text, _variables(config)))
 
 
 _CHANGES: dict[str, Change] = {

@@ -90,7 +90,7 @@ def prune(
     """Remove images that nobody uses; returns what went and the bytes that came free."""
     items: list[DeleteItem] = []
     with catalog.lock:
-        freed_before = _disk_use(catalog)
+        sizes = _layer_sizes(catalog)
         for image in catalog.images():
             if dangling_only and not image.is_dangling:
                 continue
@@ -106,7 +106,8 @@ def prune(
             except Conflict:
                 continue
         collected = collect(catalog)
-        freed = max(freed_before - _disk_use(catalog), collected.bytes)
+        left = _layer_sizes(catalog)
+        freed = sum(size for layer, size in sizes.items() if layer not in left) + collected.bytes
     return items, freed
 
 
@@ -318,7 +319,7 @@ def _remove_blobs(catalog: Catalog, digests: list[str]) -> None:
             catalog.forget_blob(digest)
 
 
-def _disk_use(catalog: Catalog) -> int:
-    blobs = sum(blob.size for blob in catalog.blobs.walk())
-    layers = sum(catalog.layer_size(s.name) for s in catalog.snapshots.walk() if s.kind == "layer")
-    return blobs + layers
+def _layer_sizes(catalog: Catalog) -> dict[str, int]:
+    """What `prune` counts, as Docker: the files of layers, not the documents nor how layers are stored."""
+    layers = (s.name for s in catalog.snapshots.walk() if s.kind == "layer")
+    return {layer: catalog.layer_size(layer) for layer in layers}

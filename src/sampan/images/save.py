@@ -120,13 +120,22 @@ def _add_documents(tar: TarWriter, selected: list[Selected]) -> None:
                 "Config": _blob_name(one.image.id),
                 "RepoTags": [reference.familiar() for reference in one.references] or None,
                 "Layers": [_blob_name(layer.digest) for layer in manifest.layers],
+                "LayerSources": {
+                    diff_id: _source(layer)
+                    for diff_id, layer in zip(one.image.diff_ids, manifest.layers, strict=True)
+                },
             }
         )
     _add_file(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
     _add_file(tar, "index.json", make_index(tuple(lines)))
-    _add_file(tar, "manifest.json", encode(archive_lines))
+    # in Docker's order: some readers of this file are shell scripts
+    _add_file(tar, "manifest.json", msgspec.json.encode(archive_lines) + b"\n")
     if repositories:
         _add_file(tar, "repositories", encode(repositories))
+
+
+def _source(layer: Descriptor) -> dict[str, str | int]:
+    return {"mediaType": layer.media_type, "size": layer.size, "digest": layer.digest}
 
 
 def _add_blobs(catalog: Catalog, tar: TarWriter, image: Image, written: set[str]) -> None:

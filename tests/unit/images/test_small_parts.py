@@ -184,6 +184,8 @@ def changed(*lines: str, config: RunConfig | None = None) -> dict[str, object]:
         ("HEALTHCHECK --interval=5s --retries=2 CMD curl x",
          {"Healthcheck": {"Test": ["CMD-SHELL", "curl x"], "Interval": 5_000_000_000, "Retries": 2}}),
         ("# a comment", {}),
+        ("USER a b", {"User": "a b"}),
+        ("ENV P=$P:/x Q=\"${Z:-z}\" R='$P' S=${P:+t} T=\\$P", {"Env": ["P=:/x", "Q=z", "R=$P", "S=", "T=$P"]}),
     ],
 )  # fmt: skip
 def test_each_change(line: str, expected: dict[str, object]) -> None:
@@ -193,12 +195,14 @@ def test_each_change(line: str, expected: dict[str, object]) -> None:
 def test_changes_build_on_each_other() -> None:
     assert changed("ENV A=1", "ENV A=2 B=3", "WORKDIR /a", "WORKDIR b")["Env"] == ["A=2", "B=3"]
     assert changed("WORKDIR /a", "WORKDIR b") == {"WorkingDir": "/a/b"}
+    assert changed("ENV PATH=/bin", "ENV PATH=/x:$PATH")["Env"] == ["PATH=/x:/bin"]
+    assert changed("ENV D=/d", "WORKDIR ${D}/e")["WorkingDir"] == "/d/e"
 
 
 @pytest.mark.parametrize(
     "line",
     ["RUN x", "FROM a", "NONSENSE", "ENV", "ENV A", "EXPOSE x", "EXPOSE 99999", "EXPOSE 5-1", "EXPOSE 1_0", "LABEL",
-     "USER", "USER a b", 'ENV A="x', 'SHELL ["/bin/bash"]', "VOLUME", "HEALTHCHECK x", "HEALTHCHECK --retries=x CMD a", "ONBUILD FROM x",
+     "USER", "", "EXPOSE", "ONBUILD", "HEALTHCHECK", 'CMD ["a", 1]', 'ENV A="x', 'SHELL ["/bin/bash"]', "VOLUME", "HEALTHCHECK x", "HEALTHCHECK --retries=x CMD a", "ONBUILD FROM x",
      "HEALTHCHECK --bad=1 CMD x", "VOLUME []"],
 )  # fmt: skip
 def test_bad_changes_are_refused(line: str) -> None:
