@@ -14,6 +14,9 @@ Source: proc_pid_mountinfo(5), cgroups(7).
 
 from __future__ import annotations
 
+import posix
+import select
+
 from .files import read, read_or
 
 MODE_V1 = "v1"
@@ -107,6 +110,24 @@ def detect(
         unified_controllers=frozenset((unified_controllers or "").split()),
         own=parse_own_cgroups(own_cgroup),
     )
+
+
+class HostWatch:
+    """The CgroupHost of now without reading the mount table each time: the kernel says when that has changed.
+
+    An open mountinfo file is POLLERR once after each change, proc_pid_mounts(5).
+    """
+
+    def __init__(self) -> None:
+        self._fd = posix.open("/proc/self/mountinfo", posix.O_RDONLY | posix.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLPRI)
+        self._host = detect()
+
+    def host(self) -> CgroupHost:
+        if self._poll.poll(0):
+            self._host = detect()
+        return self._host
 
 
 def parse_own_cgroups(text: str) -> dict[str, str]:

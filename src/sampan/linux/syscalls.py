@@ -115,6 +115,7 @@ _NUMBERS = {
     "inotify_add_watch": (254, 27),
     "inotify_rm_watch": (255, 28),
     "memfd_create": (319, 279),
+    "madvise": (28, 233),
     "mmap": (9, 222),
     "name_to_handle_at": (303, 264),
     "pidfd_send_signal": (424, 424),
@@ -325,6 +326,11 @@ def clone3(
 
 def _address_of(array: Any) -> int:
     return addressof(array)
+
+
+# int madvise(void *addr, size_t length, int advice); -- madvise(2)
+def madvise(address: int, length: int, advice: int) -> None:
+    call("madvise", address, length, advice)
 
 
 # int unshare(int flags); -- unshare(2)

@@ -36,6 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from sampan.cgroups.host import CgroupHost
     from sampan.cgroups.manager import Manager
 
     from .plan import LaunchPlan
@@ -98,6 +99,7 @@ class Launch:
         *,
         stdio: tuple[int, ...] = (0, 1, 2),
         cgroup: Manager | None = None,
+        cgroup_host: CgroupHost | None = None,
         console_socket: int = -1,
         start_listener: int = -1,
         sibling: bool = False,
@@ -107,6 +109,7 @@ class Launch:
         self.sibling = sibling
         self.stdio = () if plan.terminal else stdio
         self.cgroup = cgroup
+        self.cgroup_host = cgroup_host
         self.console_socket = console_socket
         self.start_listener = start_listener
         self.warnings: list[str] = list(plan.warnings)
@@ -158,6 +161,7 @@ class Launch:
             self.cgroup = open_manager(
                 plan.cgroup_path,
                 driver=plan.cgroup_driver,
+                host=self.cgroup_host,
                 rootless=plan.rootless,
                 annotations=plan.annotations,
             )

@@ -19,8 +19,10 @@ import posix
 import time
 
 from sampan import errors
+from sampan.cgroups.host import HostWatch
 from sampan.linux import fastjson
 from sampan.linux.fds import close_quietly
+from sampan.linux.memory import populate
 from sampan.linux.paths import replace_file
 from sampan.linux.process import set_name, set_parent_death_signal
 from sampan.linux.procfs import start_time
@@ -37,6 +39,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from sampan.cgroups.host import CgroupHost
     from sampan.runtime.plan import LaunchPlan
     from sampan.runtime.seccomp_cache import Program
     from sampan.shim.channel import Channel
@@ -63,9 +66,11 @@ def run(control: Channel, shim: Channel) -> NoReturn:
     try:
         set_parent_death_signal(_SIGKILL)
         set_name("sampan-starter")
+        hosts = HostWatch()
+        populate()
         received = _await_launch(control)
         if received is not None:
-            _serve(*received, control, shim)
+            _serve(Start(*received, hosts.host()), control, shim)
     except BaseException as error:  # noqa: BLE001 - this process may only leave by _exit
         complain(error)
     finally:
@@ -93,9 +98,9 @@ def _await_launch(control: Channel) -> tuple[Message, list[int]] | None:
         return message, fds
 
 
-def _serve(message: Message, fds: list[int], control: Channel, shim: Channel) -> None:
+def _serve(start: Start, control: Channel, shim: Channel) -> None:
     """Start it, write it down, answer the engine, hand over, tidy up: the engine waits for the first three only."""
-    start = Start(message, fds)
+    message = start.message
     try:
         share, descriptors = start.perform()
         directory = share["dir"]
@@ -143,14 +148,15 @@ def _open_door(share: Message, descriptors: list[int]) -> None:
 class Start:
     """One container being started."""
 
-    def __init__(self, message: Message, fds: list[int]) -> None:
-        self._message = message
+    def __init__(self, message: Message, fds: list[int], host: CgroupHost) -> None:
+        self.message = message
+        self._host = host
         self._fds = fds
         self._pipes: Pipes | None = None
 
     def perform(self) -> tuple[Message, list[int]]:
         """(the shim's share, its descriptors). On failure everything is undone."""
-        message = self._message
+        message = self.message
         spec = message.get("spec")
         if not isinstance(spec, dict) or not isinstance(spec.get("process"), dict):
             raise errors.InvalidArgument("process: required to start a container")
@@ -164,7 +170,12 @@ class Start:
         try:
             if not message.get("tty"):
                 self._pipes = Pipes(stdin=bool(message.get("open_stdin")))
-            starter = Launch(plan, stdio=self._pipes.theirs if self._pipes else (), sibling=True)
+            starter = Launch(
+                plan,
+                stdio=self._pipes.theirs if self._pipes else (),
+                cgroup_host=self._host,
+                sibling=True,
+            )
             child = starter.create()
             mounts = child.hold_mounts()
             size = message.get("console_size")
@@ -187,14 +198,14 @@ class Start:
 
     def refuse_clients(self) -> None:
         """Those who attached before the start see the end."""
-        for attach in self._message.get("attach") or ():
+        for attach in self.message.get("attach") or ():
             try:
                 make_client(attach, self._fds).close()
             except errors.SampanError:
                 pass
 
     def _plan(self) -> LaunchPlan:
-        message, fds = self._message, self._fds
+        message, fds = self.message, self._fds
         netns = message.get("netns", -1)
         cgroup = message.get("cgroup") or {}
         return make_plan(
@@ -205,6 +216,7 @@ class Start:
             rootfs_mounts=message.get("rootfs_mounts") or (),
             cgroup_path=str(cgroup.get("path", "")),
             cgroup_driver=str(cgroup.get("driver", "cgroupfs")),
+            cgroup_host=self._host,
             netns_fd=fds[netns] if isinstance(netns, int) and 0 <= netns < len(fds) else -1,
             rootless=bool(message.get("rootless")),
             extra={**(message.get("extra") or {}), "die_with_parent": True},
@@ -215,7 +227,7 @@ class Start:
         self, plan: LaunchPlan, starter: Launch, started: Message, mounts: int
     ) -> tuple[Message, list[int]]:
         """What the shim needs from now on. The engine's descriptors come first, so that attach indices hold."""
-        message = self._message
+        message = self.message
         child = starter.child
         if child is None:
             raise AssertionError("started without a child")
@@ -251,7 +263,7 @@ class Start:
         shim = posix.getppid()
         return {
             "v": protocol.VERSION,
-            "id": str(self._message["id"]),
+            "id": str(self.message["id"]),
             "status": "running",
             "pid": started["pid"],
             "start_time": started["start_time"],
@@ -259,7 +271,7 @@ class Start:
             "oom_killed": False,
             "shim_pid": shim,
             "shim_start_time": start_time(shim),
-            "cgroup": self._message.get("cgroup") or {},
+            "cgroup": self.message.get("cgroup") or {},
         }
 
 
