@@ -57,7 +57,13 @@ class BuildKit:
             raise Conflict(f"session {ident} already exists")
         methods = [each.strip() for each in call.header(SESSION + "grpc-method").split(",")]
         raw = await call.reply.take_over(SWITCHING)
-        await server.session(raw.fd, raw.preread, ident=ident, methods=methods)
+        await server.session(
+            raw.fd,
+            raw.preread,
+            ident=ident,
+            shared_key=call.header(SESSION + "sharedkey"),
+            methods=methods,
+        )
 
 
 def _check_upgrade(call: Call, kind: type[Internal] | type[InvalidArgument]) -> None:

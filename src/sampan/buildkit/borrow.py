@@ -10,14 +10,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 from urllib.parse import quote_plus, urlsplit
 
 from sampan.build.client import Auth, Wanted
-from sampan.build.context import Context
+from sampan.build.context import Context, new_directory
 from sampan.build.request import Export
 from sampan.buildkit import filesync
+from sampan.buildkit.contexts import Contexts
 from sampan.buildkit.faults import Code, GrpcError
 from sampan.buildkit.link import Stream
 from sampan.buildkit.messages import Bytes
@@ -50,7 +50,7 @@ class Borrowed:
     """A client as a build sees it. `close` gives back what was made for it here."""
 
     def __init__(
-        self, engine: Engine, session: Session, contexts: Path, lent: Mapping[str, Made]
+        self, engine: Engine, session: Session, contexts: Contexts, lent: Mapping[str, Made]
     ) -> None:
         self._lent = lent
         self._engine = engine
@@ -63,7 +63,19 @@ class Borrowed:
         self, name: str, wanted: Wanted, progress: Callable[[int], None]
     ) -> Context:
         """A directory of the client's disk, copied into one of ours."""
-        context = await self._new()
+        key = (
+            "\0".join((self._session.shared_key, name, *wanted.follow))
+            if self._session.shared_key
+            else ""
+        )
+        context = await self._engine.run_blocking(self._contexts.take, key)
+        self._undo.push_async_callback(self._engine.run_blocking, context.close)
+        known = (
+            {}
+            if context.is_new
+            else await self._engine.run_blocking(filesync.known_entries, context.fd)
+        )
+        receiver = filesync.Receiver(context.fd, known)
         metadata = [
             *header_values("exclude-patterns", wanted.exclude),
             *header_values("followpaths", wanted.follow),
@@ -71,15 +83,16 @@ class Borrowed:
         ]
         try:
             stream = self._session.open(DIFF_COPY, metadata)
-            await filesync.receive(stream, context.fd, self._engine.run_blocking, progress)
+            await filesync.receive(stream, receiver, self._engine.run_blocking, progress)
         except GrpcError as error:
             if error.code == Code.NOT_FOUND:
                 raise NotFound(error.message) from error
             raise
+        context.whole, context.entries, context.bytes = True, receiver.entries, receiver.bytes
         return context
 
     async def _new(self) -> Context:
-        context = await self._engine.run_blocking(Context.new, self._contexts)
+        context = await self._engine.run_blocking(self._contexts.take, "")
         self._undo.push_async_callback(self._engine.run_blocking, context.close)
         return context
 
@@ -118,9 +131,8 @@ class Borrowed:
         return self._agents[ident]
 
     async def _serve_agent(self, ident: str) -> str:
-        directory = await self._engine.run_blocking(mkdtemp, prefix="agent-", dir=self._contexts)
-        self._undo.push_async_callback(self._engine.run_blocking, _remove, Path(directory))
-        Path(directory).chmod(0o711)
+        directory = await self._engine.run_blocking(new_directory, self._contexts.parent)
+        self._undo.push_async_callback(self._engine.run_blocking, _remove, directory)
         path = f"{directory}/ssh_auth_sock"
         tasks: set[asyncio.Task[None]] = set()
 

@@ -23,6 +23,7 @@ from sampan.buildkit import messages as m
 from sampan.buildkit import workers
 from sampan.buildkit.borrow import Borrowed
 from sampan.buildkit.builds import Build, Builds, timestamp, told
+from sampan.buildkit.contexts import Contexts
 from sampan.buildkit.faults import Code, GrpcError
 from sampan.buildkit.link import Stream
 from sampan.buildkit.session import Session, Sessions
@@ -44,6 +45,7 @@ class Control:
     def __init__(self, builder: Builder, sessions: Sessions, builds: Builds) -> None:
         self.builder = builder
         self.engine = builder.engine
+        self.contexts = Contexts(builder.cache.contexts_dir)
         self.sessions = sessions
         self.builds = builds
 
@@ -100,7 +102,7 @@ class Control:
         if session is None:
             raise GrpcError("the build names no session")
         async with AsyncExitStack() as held:
-            client = Borrowed(self.engine, session, self.builder.cache.contexts_dir, build.lent)
+            client = Borrowed(self.engine, session, self.contexts, build.lent)
             held.push_async_callback(client.close)
             build.client, build.request = client, request
             self.builds.changed()

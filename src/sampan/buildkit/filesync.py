@@ -36,7 +36,7 @@ from sampan.buildkit.messages import (
 )
 from sampan.buildkit.wire import decode, encode
 from sampan.storage.files import go_mode
-from sampan.storage.tree import FILE_FLAGS, Walker, xattrs_of
+from sampan.storage.tree import FILE_FLAGS, Walker, remove_tree, xattrs_of
 
 MAX_DEPTH = 256
 MAX_OPEN = 64  # files under way at a time; senders have four
@@ -79,11 +79,42 @@ class _Directory(NamedTuple):
     mtime_ns: int
 
 
-class Receiver:
-    """Fills an empty directory. Blocking; `take` messages until `finished`, `close` at the end."""
+class Known(NamedTuple):
+    """An entry that is there from an earlier transfer."""
 
-    def __init__(self, root: int) -> None:
+    mode: int  # st_mode
+    size: int
+    mtime_ns: int
+    link: str
+    is_shared: bool  # other names lead to the same file
+
+
+def known_entries(root: int) -> dict[str, Known]:
+    """What a directory holds. Blocking."""
+    found: dict[str, Known] = {}
+    with Walker(root) as walker:
+        for step in walker:
+            info = step.info
+            is_link = stat.S_ISLNK(info.st_mode)
+            found[os.fsdecode(step.path)] = Known(
+                mode=info.st_mode, size=info.st_size, mtime_ns=info.st_mtime_ns,
+                link=os.fsdecode(os.readlink(step.name, dir_fd=step.directory)) if is_link else "",
+                is_shared=info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode),
+            )  # fmt: skip
+    return found
+
+
+class Receiver:
+    """Makes a directory what the sender's is. Blocking; `take` messages until `finished`, `close` at the end.
+
+    `known` is what it holds already: what looks the same (kind, mode, size, time) stays, what is not named goes.
+    """
+
+    def __init__(self, root: int, known: dict[str, Known] | None = None) -> None:
         self._root = root
+        self._known = known or {}
+        self.entries = 0
+        self.bytes = 0
         self._above: list[
             _Directory
         ] = []  # the directories that the last entry was in, from the top
@@ -132,10 +163,16 @@ class Receiver:
         if entry is None:
             self._stats_over = True
             self._leave(0)
+            self._remove_unnamed()
             return
         number = self._number
         self._number += 1
+        self.entries += 1
+        self.bytes += max(entry.size, 0)
         parent, name = self._parent(entry.path)
+        known = self._known.pop(entry.path, None)
+        if known is not None and self._stays(entry, known, parent, name):
+            return
         try:
             wants_data = self._make(entry, parent, name)
         except FileExistsError:
@@ -185,6 +222,43 @@ class Receiver:
                 os.utime(directory.fd, ns=(directory.mtime_ns, directory.mtime_ns))
             finally:
                 os.close(directory.fd)
+
+    def _stays(self, entry: Stat, known: Known, parent: int, name: str) -> bool:
+        """Whether the entry that is there is the one that was sent; if not, it is removed."""
+        kind = entry.mode & GO_TYPE
+        if kind == GO_DIRECTORY and stat.S_ISDIR(known.mode):
+            self._enter(name, entry.path)
+            entered = self._above.pop()
+            self._above.append(_Directory(name, entered.fd, posix_mode(entry.mode), entry.mtime_ns))
+            return True
+        same = (
+            known.mtime_ns == entry.mtime_ns
+            and not known.is_shared
+            and not any(key.startswith(KEPT_XATTRS) for key in entry.xattrs)
+        )
+        if kind == GO_LINK:
+            same = same and stat.S_ISLNK(known.mode) and known.link == entry.link
+        else:
+            same = (
+                same and kind == 0 and not entry.link and stat.S_ISREG(known.mode)
+                and known.size == entry.size and stat.S_IMODE(known.mode) == posix_mode(entry.mode)
+            )  # fmt: skip
+        if not same:
+            remove_tree(name, parent)
+        return same
+
+    def _remove_unnamed(self) -> None:
+        """What the sender has no longer."""
+        if not self._known:
+            return
+        with Walker(self._root) as walker:
+            for step in walker:
+                if os.fsdecode(step.path) in self._known:
+                    walker.prune()
+                    above = os.fstat(step.directory)
+                    remove_tree(step.name, step.directory)
+                    os.utime(step.directory, ns=(above.st_atime_ns, above.st_mtime_ns))
+        self._known.clear()
 
     def _make(self, entry: Stat, parent: int, name: str) -> bool:
         """Make one entry; whether it has content to ask for."""
@@ -269,10 +343,12 @@ def _set_xattrs(fd: int, entry: Stat) -> None:
 
 
 async def receive(
-    stream: Stream, root: int, run_blocking: Blocking, progress: Callable[[int], None]
-) -> int:
-    """Fill the empty directory `root` from a call of FileSync.DiffCopy; bytes on the wire. Closes nothing but the call."""
-    receiver = Receiver(root)
+    stream: Stream,
+    receiver: Receiver,
+    run_blocking: Blocking,
+    progress: Callable[[int], None],
+) -> None:
+    """Run a call of FileSync.DiffCopy to its end; `progress` takes the bytes on the wire. Closes the receiver."""
     try:
         async with _Writer(stream) as writer:
             while not receiver.finished:
@@ -285,7 +361,6 @@ async def receive(
         stream.end()
         while await stream.receive() is not None:
             continue
-        return receiver.size
     except BaseException:
         stream.cancel()
         raise

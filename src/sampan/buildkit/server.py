@@ -44,10 +44,12 @@ class Server:
         """Answer calls until the connection ends."""
         await self._live(Link(self._serve), fd, preread)
 
-    async def session(self, fd: int, preread: bytes, *, ident: str, methods: list[str]) -> None:
+    async def session(
+        self, fd: int, preread: bytes, *, ident: str, shared_key: str, methods: list[str]
+    ) -> None:
         """Keep a session until the connection ends."""
         link = Link()
-        session = Session(ident, link, methods)
+        session = Session(ident, link, methods, shared_key)
         self.sessions.add(session)
         try:
             await self._live(link, fd, preread)

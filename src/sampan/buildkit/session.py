@@ -40,8 +40,11 @@ M = TypeVar("M", bound=Message)
 class Session:
     """One client's connection."""
 
-    def __init__(self, ident: str, link: Link, methods: Iterable[str]) -> None:
+    def __init__(
+        self, ident: str, link: Link, methods: Iterable[str], shared_key: str = ""
+    ) -> None:
         self.id = ident
+        self.shared_key = shared_key  # the same for sessions that offer the same directories
         self.link = link
         self._methods = {method.lower() for method in methods}
 

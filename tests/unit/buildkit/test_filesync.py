@@ -69,7 +69,9 @@ def test_a_tree_arrives_as_it_was(tmp_path: Path) -> None:
         try:
             async with joined(give) as (caller, _):
                 stream = caller.open("/moby.filesync.v1.FileSync/DiffCopy")
-                return await filesync.receive(stream, root, run_here, counted.append)
+                receiver = Receiver(root)
+                await filesync.receive(stream, receiver, run_here, counted.append)
+                return receiver.size
         finally:
             os.close(root)
 
@@ -98,7 +100,7 @@ def test_several_trees_go_into_directories_of_their_names(tmp_path: Path) -> Non
         root = os.open(target, os.O_RDONLY)
         try:
             async with joined(give) as (caller, _):
-                await filesync.receive(caller.open("/x"), root, run_here, lambda _: None)
+                await filesync.receive(caller.open("/x"), Receiver(root), run_here, lambda _: None)
         finally:
             os.close(root)
 
@@ -123,9 +125,9 @@ FIN = encode(m.Packet(type=m.PACKET_FIN))
 DIRECTORY = GO_DIRECTORY | 0o755
 
 
-def take(root: Path, messages: list[bytes]) -> list[m.Packet]:
+def take(root: Path, messages: list[bytes], *, again: bool = False) -> list[m.Packet]:
     fd = os.open(root, os.O_RDONLY)
-    receiver = Receiver(fd)
+    receiver = Receiver(fd, filesync.known_entries(fd) if again else None)
     try:
         return [decode(m.Packet, answer) for answer in receiver.take(messages)]
     finally:
@@ -144,6 +146,62 @@ def test_files_are_asked_for_by_their_number_and_then_all_is_there(tmp_path: Pat
     ]  # fmt: skip
     assert (tmp_path / "d/f").read_bytes() == b"one two"
     assert (tmp_path / "l").read_bytes() == b"one two"
+
+
+def requests(answers: list[m.Packet]) -> list[int]:
+    return [answer.id for answer in answers if answer.type == m.PACKET_REQUEST]
+
+
+def test_what_is_there_already_is_not_asked_for_again(tmp_path: Path) -> None:
+    first = [
+        entry("a", size=1, mtime_ns=DAY_NS), entry("b", size=1, mtime_ns=DAY_NS),
+        entry("d", DIRECTORY, mtime_ns=DAY_NS), entry("d/c", size=1, mtime_ns=DAY_NS),
+        entry("d/gone", size=1, mtime_ns=DAY_NS), entry("e", DIRECTORY), entry("e/f", size=1),
+        entry("l", GO_LINK | 0o777, link="a", mtime_ns=DAY_NS), entry("m", size=1, mtime_ns=DAY_NS),
+    ]  # fmt: skip
+    assert requests(
+        take(
+            tmp_path,
+            [*first, END, *(x for n in (0, 1, 3, 4, 6, 8) for x in (data(n, b"1"), data(n)))],
+        )
+    ) == [0, 1, 3, 4, 6, 8]
+    second = [
+        entry("a", size=1, mtime_ns=DAY_NS),  # as it was
+        entry("b", size=1, mtime_ns=DAY_NS + 1),  # another time
+        entry("d", DIRECTORY, mtime_ns=DAY_NS), entry("d/c", size=2, mtime_ns=DAY_NS),  # another size
+        entry("e", size=1),  # a directory became a file
+        entry("l", GO_LINK | 0o777, link="b", mtime_ns=DAY_NS),  # another target
+        entry("m", 0o600, size=1, mtime_ns=DAY_NS),  # another mode
+    ]  # fmt: skip
+    sent = [x for n in (1, 3, 4, 6) for x in (data(n, b"22"), data(n))]
+    assert requests(take(tmp_path, [*second, END, *sent], again=True)) == [1, 3, 4, 6]
+    found = {path: content for path, (_, _, content) in tree(tmp_path).items()}
+    assert found == {
+        "a": b"1",
+        "b": b"22",
+        "d": None,
+        "d/c": b"22",
+        "e": b"22",
+        "l": "b",
+        "m": b"22",
+    }
+    assert (tmp_path / "d").stat().st_mtime_ns == DAY_NS
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [entry("l", GO_LINK | 0o777, link="/etc", mtime_ns=1), entry("l/passwd")],
+        [entry("f", size=1, mtime_ns=1), entry("f", size=1, mtime_ns=1)],
+        [entry("f", size=2), entry("f", size=2)],
+        [entry("l", DIRECTORY), entry("l/f"), entry("l", GO_LINK | 0o777, link="/etc")],
+    ],
+)
+def test_a_kept_directory_opens_no_way_out(tmp_path: Path, messages: list[bytes]) -> None:
+    kept = [entry("f", size=1, mtime_ns=1), entry("l", GO_LINK | 0o777, link="/etc", mtime_ns=1)]
+    take(tmp_path, [*kept, END, data(0, b"1"), data(0)])
+    with pytest.raises(TransferFault):
+        take(tmp_path, messages, again=True)
 
 
 def test_an_empty_directory_ends_at_once(tmp_path: Path) -> None:
@@ -208,7 +266,9 @@ def test_a_sender_that_leaves_is_a_failure(tmp_path: Path) -> None:
         try:
             async with joined(leave) as (caller, _):
                 with pytest.raises(GrpcError):
-                    await filesync.receive(caller.open("/x"), root, run_here, lambda _: None)
+                    await filesync.receive(
+                        caller.open("/x"), Receiver(root), run_here, lambda _: None
+                    )
         finally:
             os.close(root)
 
