@@ -148,7 +148,8 @@ class Image:
 
     @property
     def repo_tags(self) -> tuple[str, ...]:
-        return tuple(r.familiar() for r in self.references if not r.digest)
+        """Familiar names, sorted by their whole ones as Docker has them."""
+        return tuple(r.familiar() for r in sorted(self.references, key=str) if not r.digest)
 
     @property
     def repo_digests(self) -> tuple[str, ...]:

@@ -135,8 +135,8 @@ def check_offered(reference: str, offered: Platform, wanted: Platform) -> None:
     """Refuse an image that is not of the platform the user named."""
     if not matches(wanted, offered):
         raise NotFound(
-            f"image with reference {reference} was found but its platform ({offered}) "
-            f"does not match the specified platform ({wanted})"
+            f"image with reference {reference} was found but does not match the specified platform: "
+            f"wanted {wanted}, actual: {offered}"
         )
 
 

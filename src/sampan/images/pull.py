@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from sampan.errors import Internal, InvalidArgument, PermissionDenied, SampanError, Unsupported
 from sampan.images import platform as platforms
@@ -71,17 +72,18 @@ class Puller:
         reference = reference.name_only() if all_tags else reference.with_default_tag()
         wanted = parse_platform(platform) if platform else None
         cancel = cancel or Cancel.never()
-        images, any_new = [], False
+        pulled: list[_Pulled] = []
         with (
             _Translating(reference),
             Registry(self.config, reference.domain, auth, cancel=cancel) as registry,
         ):
             for one in self._each(registry, reference):
-                image, is_new = self._pull_one(registry, one, wanted, progress, cancel)
-                images.append(image)
-                any_new = any_new or is_new
-        _tell_status(progress, reference, any_new)
-        return images
+                pulled.append(self._pull_one(registry, one, wanted, progress, cancel))
+        _tell_status(progress, reference, any(result.is_new for result in pulled))
+        for result in pulled:
+            if wanted is not None and not result.was_chosen:
+                platforms.check_offered(reference.familiar(), result.image.platform, wanted)
+        return [result.image for result in pulled]
 
     def _each(self, registry: Registry, reference: Reference) -> list[Reference]:
         if not reference.is_name_only:
@@ -95,7 +97,7 @@ class Puller:
         wanted: Platform | None,
         progress: Progress,
         cancel: Cancel,
-    ) -> tuple[Image, bool]:
+    ) -> _Pulled:
         repository = registry.repository(reference.path)
         top, manifest = self._resolve(repository, reference, wanted)
         progress(message(f"Pulling from {reference.path}", id=reference.digest or reference.tag))
@@ -104,8 +106,8 @@ class Puller:
         def work(tell: Progress, stop: Cancel) -> Image:
             # The flight outlives a client that leaves, so its connections are its own.
             with Registry(self.config, reference.domain, registry.credentials, cancel=stop) as own:
-                job = _Job(self, own.repository(reference.path), manifest, wanted, tell, stop)
-                return job.run(reference)
+                job = _Job(self, own.repository(reference.path), manifest, tell, stop)
+                return job.run()
 
         key = (reference.name, manifest.digest)
         image = self._flights.join(key, work, progress, cancel)
@@ -114,7 +116,8 @@ class Puller:
             names.append(Reference(domain=reference.domain, path=reference.path, tag=reference.tag))
         image = self.catalog.add(manifest, image.document, references=names, parent=image.parent)
         progress(message(f"Digest: {top}"))
-        return image, before is None or before.image_id != image.id
+        is_new = before is None or before.image_id != image.id
+        return _Pulled(image, is_new, was_chosen=manifest.digest != top)
 
     def _resolve(
         self, repository: Repository, reference: Reference, wanted: Platform | None
@@ -168,6 +171,12 @@ class Puller:
         return self.catalog.manifest(entry.target.digest)
 
 
+class _Pulled(NamedTuple):
+    image: Image
+    is_new: bool
+    was_chosen: bool  # from an index, by its platform
+
+
 class _Job:
     """One manifest's content, fetched and unpacked."""
 
@@ -176,7 +185,6 @@ class _Job:
         puller: Puller,
         repository: Repository,
         manifest: Manifest,
-        wanted: Platform | None,
         progress: Progress,
         cancel: Cancel,
     ) -> None:
@@ -185,17 +193,16 @@ class _Job:
         self._at_once = puller.config.concurrent_downloads
         self._repository = repository
         self._manifest = manifest
-        self._wanted = wanted
         self._progress = progress
         self._cancel = cancel
 
-    def run(self, reference: Reference) -> Image:
+    def run(self) -> Image:
         manifest = self._manifest
         with self._catalog.holding() as hold:
             hold.blobs(
                 manifest.digest, manifest.config.digest, *(d.digest for d in manifest.layers)
             )
-            document = self._configuration(reference)
+            document = self._configuration()
             check_manifest_fits(manifest, document)
             ids = chain_ids(document.diff_ids)
             hold.layers(*ids)
@@ -204,7 +211,7 @@ class _Job:
             # Known without a name until whoever waits gives it theirs.
             return self._catalog.add(manifest, document)
 
-    def _configuration(self, reference: Reference) -> ImageDocument:
+    def _configuration(self) -> ImageDocument:
         descriptor = self._manifest.config
         if self._catalog.blobs.has(descriptor.digest):
             raw = self._catalog.blobs.read(descriptor.digest, limit=CONFIG_LIMIT)
@@ -215,8 +222,6 @@ class _Job:
             raise Unsupported(
                 f'image operating system "{document.os}" cannot be used on this platform'
             )
-        if self._wanted is not None:
-            platforms.check_offered(reference.familiar(), document.platform, self._wanted)
         return document
 
     def _layers(self, document: ImageDocument, ids: list[str]) -> None:

@@ -99,7 +99,9 @@ def test_another_platform_is_told_apart(catalog: Catalog) -> None:
     assert catalog.resolve("app", "linux/arm64")
     with pytest.raises(NotFound) as caught:
         catalog.resolve("app", "linux/amd64")
-    assert "does not match the specified platform (linux/amd64)" in str(caught.value)
+    assert "does not match the specified platform: wanted linux/amd64, actual: " in str(
+        caught.value
+    )
 
 
 # --- tags -------------------------------------------------------------------------------------------------------

@@ -625,3 +625,14 @@ def test_mirrors_come_first_and_may_fail(
         assert Puller(catalog, config).pull("busybox")[0].id == image.id
         assert broken.requests
     assert catalog.resolve("busybox").repo_tags == ("busybox:latest",)
+
+
+def test_an_image_of_one_platform_is_kept_and_named_where_another_was_asked_for(
+    registry: FakeRegistry, puller: Puller, catalog: Catalog
+) -> None:
+    """As Docker: what came stays, since a later `run` without the platform may want it."""
+    registry.add("app", "latest", simple_image(platform=("linux", "amd64")))
+    name = f"{registry.host}/app"
+    with pytest.raises(NotFound, match="wanted linux/s390x, actual: linux/amd64"):
+        puller.pull(name, platform="linux/s390x")
+    assert catalog.resolve(name).platform.architecture == "amd64"
