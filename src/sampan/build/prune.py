@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Filters = Mapping[str, list[str]]
 
-FILTERS = frozenset({"until", "unused-for", "id", "type", "description"})
+FILTERS = frozenset({"until", "unused-for", "id", "type", "description", "label", "label!"})
 REGULAR, MOUNT = "regular", "exec.cachemount"
 
 
@@ -65,6 +65,8 @@ def _prune(
 
 
 def _accepts(filters: Filters, ident: str, kind: str, description: str) -> bool:
+    if "label" in filters:
+        return False  # `system prune` hands its filters on, and nothing of the cache has labels
     wanted = {"id": ident, "type": kind, "description": description}
     return all(value in filters[key] for key, value in wanted.items() if filters.get(key))
 

@@ -51,7 +51,7 @@ async def update(engine: Engine, ref: str, request: UpdateRequest) -> UpdateResp
                 f'Cannot update container {container.id}: Container is marked for removal and cannot be "update".'
             )
         host = _merged(container.record.host_config, request)
-        if request.restart_policy is not None:
+        if request.restart_policy is not None and request.restart_policy.name:
             validate.check_restart_policy(request.restart_policy)
             if host.auto_remove and request.restart_policy.name not in ("", "no"):
                 raise InvalidArgument(

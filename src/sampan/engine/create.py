@@ -103,6 +103,7 @@ def with_defaults(
         "log_config": log,
         "oom_kill_disable": bool(host.oom_kill_disable) if engine.facts.has_oom_kill_disable else host.oom_kill_disable,
         "runtime": host.runtime or request.runtime or engine.config.default_runtime,
+        "memory_swappiness": None if host.memory_swappiness == -1 else host.memory_swappiness,
         "restart_policy": host.restart_policy if host.restart_policy.name else RestartPolicy(name="no"),
         "masked_paths": _paths(host.masked_paths, [] if open_paths else MASKED_PATHS),
         "readonly_paths": _paths(host.readonly_paths, [] if open_paths else READONLY_PATHS),

@@ -150,14 +150,19 @@ def _is_action(action: str, wanted: str) -> bool:
 
 
 def _is_about(event: Event, kind: str, wanted: list[str]) -> bool:
-    """An object filter means: an event of that type, and of one of those objects."""
+    """An object filter means: an event of that type, and of one of those objects; or of a container of the image."""
+    if kind == "image":
+        return _is_of_image(event, wanted)
     if event.type != kind:
         return False
     names = {event.id, event.attributes.get("name", "")}
-    if kind == "image":
-        names |= {name.partition(":")[0] for name in tuple(names) if name}
-        return any(w in names for w in wanted)
     return any(w in names or event.id.startswith(w) for w in wanted if w)
+
+
+def _is_of_image(event: Event, wanted: list[str]) -> bool:
+    names = {event.id, event.attributes.get("name" if event.type == "image" else "image", "")}
+    names |= {name.partition(":")[0] for name in tuple(names) if name}
+    return any(word in names for word in wanted)
 
 
 async def subscribe(

@@ -243,8 +243,7 @@ async def load(
     finally:
         source.close()
     for image in loaded:
-        name = image.repo_tags[0] if image.repo_tags else image.id
-        _tell(engine, "load", image.id, name)
+        _tell(engine, "load", image.id, image.id)
 
 
 async def save(engine: Engine, names: list[str], platform: str = "") -> ByteOutlet:

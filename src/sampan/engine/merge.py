@@ -68,7 +68,7 @@ def _environment(wanted: list[str] | None, image: tuple[str, ...] | None) -> lis
 
 def _volumes(config: ContainerConfig, image: RunConfig) -> dict[str, Empty] | None:
     union = {**dict.fromkeys(image.volumes or {}, Empty()), **(config.volumes or {})}
-    return union or config.volumes
+    return union or None
 
 
 def _healthcheck(wanted: HealthConfig | None, image: Healthcheck | None) -> HealthConfig | None:

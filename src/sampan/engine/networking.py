@@ -301,7 +301,9 @@ def hosts_text(
         return _host_hosts() + "".join(f"{address}\t{name}\n" for address, name in extra)
     names = record.config.hostname
     if record.config.domainname:
-        names = f"{names}.{record.config.domainname} {names}"
+        names = f"{names}.{record.config.domainname}"
+    if "." in names:
+        names = f"{names} {names.partition('.')[0]}"
     own = [(a, names) for e in endpoints for a in (e.ipv4, e.ipv6) if a]
     return files.hosts_file(own, extra, _link_hosts(engine, endpoints))
 

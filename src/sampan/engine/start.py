@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sampan.engine import health, resources, shims, specgen, supervise, words
+from sampan.engine import health, resources, shims, specgen, supervise, volumes, words
 from sampan.engine.logs import log_request
 from sampan.engine.streams import PendingAttach, close_pending, parse_detach_keys, take_pending
 from sampan.engine.words import parse_signal
@@ -178,6 +178,7 @@ def _running(
         health=health.first_state(container.record),
     )
     _tell_networks(engine, container, "connect")
+    volumes.tell_mounted(engine, container.record)
     engine.events.tell("container", "start", container.id, container.attributes())
     supervise.watch(engine, container)
     health.begin(engine, container)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sampan.engine import health, resources
+from sampan.engine import health, resources, volumes
 from sampan.shim.protocol import EXIT_FILE, STATE_FILE
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ async def _after_exit(
         await engine.run_blocking(resources.release, engine, container.record)
         for name, endpoint in endpoints.items():
             _tell_disconnect(engine, container, name, endpoint)
+        volumes.tell_unmounted(engine, container.record)
     finally:
         engine.events.tell("container", "die", container.id, facts)
         container.settled.set()

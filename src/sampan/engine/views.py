@@ -17,6 +17,7 @@ from sampan.engine.logs import log_path
 from sampan.engine.records import ContainerState, MountRecord, Status
 from sampan.errors import Conflict, InvalidArgument, NotFound
 from sampan.spec.engine.container import (
+    ContainerConfig,
     ContainerInspect,
     ContainerSummary,
     EndpointSettings,
@@ -75,9 +76,18 @@ async def inspect(
         size_rw=sizes[0],
         size_root_fs=sizes[1],
         mounts=[mount_point(mount) for mount in record.mounts if is_shown(mount)],
-        config=record.config,
+        config=_config(container),
         network_settings=network_settings(container, version),
     )
+
+
+def _config(container: Container) -> ContainerConfig:
+    """With the address that was wished for in the container's first network, where older clients look for it."""
+    record = container.record
+    wish = record.networks.get(record.host_config.network_mode)
+    if record.config.mac_address or wish is None or not wish.mac_address:
+        return record.config
+    return msgspec.structs.replace(record.config, mac_address=wish.mac_address)
 
 
 def _driver_data(engine: Engine, key: str) -> dict[str, str] | None:

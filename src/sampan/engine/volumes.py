@@ -234,6 +234,26 @@ def mount_volumes(engine: Engine, record: ContainerRecord) -> tuple[MountRecord,
     return tuple(found)
 
 
+def tell_mounted(engine: Engine, record: ContainerRecord) -> None:
+    for mount in record.mounts:
+        if mount.type == "volume":
+            attributes = {
+                "container": record.id,
+                "destination": mount.destination,
+                "driver": mount.driver,
+                "propagation": mount.propagation,
+                "read/write": str(mount.writable).lower(),
+            }
+            engine.events.tell("volume", "mount", mount.name, attributes)
+
+
+def tell_unmounted(engine: Engine, record: ContainerRecord) -> None:
+    for mount in record.mounts:
+        if mount.type == "volume":
+            attributes = {"container": record.id, "driver": mount.driver}
+            engine.events.tell("volume", "unmount", mount.name, attributes)
+
+
 def release_volume_mounts(engine: Engine, record_id: str, mounts: tuple[MountRecord, ...]) -> None:
     """Blocking, at exit: this container holds no volume mounted any more (but it still has them)."""
     for mount in mounts:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from sampan.engine.network_checks import check_endpoint, check_ipam, joined
-from sampan.errors import InvalidArgument
+from sampan.engine.network_checks import (
+    check_endpoint,
+    check_ipam,
+    check_options,
+    check_scope,
+    joined,
+)
+from sampan.errors import InvalidArgument, PermissionDenied
 from sampan.network.records import NetworkRecord, NetworkSpec, PoolSpec
 from sampan.spec.engine.container import EndpointIpam, EndpointSettings
 from sampan.spec.engine.network import IpamConfig
@@ -108,3 +114,21 @@ def test_an_address_within_a_chosen_subnet_passes() -> None:
 def test_a_mac_address_must_be_one() -> None:
     with pytest.raises(InvalidArgument, match="invalid MAC address nonsense"):
         check_endpoint("n", EndpointSettings(mac_address="nonsense"), None)
+
+
+def test_switches_and_the_mtu_must_be_such() -> None:
+    check_options(
+        {"com.docker.network.bridge.enable_icc": "false", "com.docker.network.driver.mtu": "1400"}
+    )
+    with pytest.raises(InvalidArgument, match=r'ParseBool: parsing "x"'):
+        check_options({"com.docker.network.bridge.enable_icc": "x"})
+    with pytest.raises(InvalidArgument, match=r'Atoi: parsing "x"'):
+        check_options({"com.docker.network.driver.mtu": "x"})
+
+
+def test_what_only_a_swarm_has() -> None:
+    check_scope("local", ingress=False)
+    with pytest.raises(PermissionDenied, match="swarm is not active"):
+        check_scope("swarm", ingress=False)
+    with pytest.raises(PermissionDenied, match="Ingress network"):
+        check_scope("", ingress=True)
