@@ -25,6 +25,8 @@ message too: the socket is close-on-exec, so end of file means that execve succe
       |<------------------------------------------------|
       |  START                                          |
       |------------------------------------------------>|  credentials, seccomp, execve
+      |                                      EXECUTING  |  only with a springboard: the pipe on which it reports
+      |<------------------------------------------------|
       |                                    end of file  |  state `running`
       |<------------------------------------------------|
 
@@ -54,6 +56,7 @@ START = b"s"
 WARNING = b"w"
 INIT_PID = b"p"
 NEED_CGROUP = b"k"
+EXECUTING = b"x"
 
 
 class LaunchError(Internal):

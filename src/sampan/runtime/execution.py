@@ -15,6 +15,7 @@ from sampan.linux import constants as c
 from sampan.linux.paths import S_IFDIR, S_IFMT, read_regular_in_root
 from sampan.linux.syscalls import memfd, openat2, prepare_execve, run_prepared
 
+from . import channel, springboard
 from .channel import LaunchError, describe_error
 
 TYPE_CHECKING = False
@@ -159,9 +160,18 @@ def put_reaper_in_front(stage: Stage, argv: list[str]) -> None:
     argv[:0] = [ARGV0, "--"]
 
 
+def put_springboard_under(stage: Stage) -> None:
+    """Python does not execute the program itself: see springboard.py."""
+    reader = springboard.prepare(stage)
+    if reader >= 0:
+        channel.send(stage.channel, channel.EXECUTING, stage.executable, (reader,))
+        posix.close(reader)
+
+
 def prepare(stage: Stage, argv: list[str], environ: list[str]) -> Any:
     """Everything execve needs as C arrays, so that after seccomp nothing is left but the call."""
-    return prepare_execve(stage.executable, argv, environ, stage.reaper_fd)
+    program = stage.reaper_fd if stage.reaper_fd >= 0 else stage.springboard_fd
+    return prepare_execve(stage.executable, argv, environ, program)
 
 
 def execute(stage: Stage, prepared: Any) -> NoReturn:

@@ -66,6 +66,8 @@ def _recipe(plan: LaunchPlan, stage: Stage) -> None:
     stage.now = "wait for start"
     _wait_for_start(stage)
 
+    if plan.springboard:
+        execution.put_springboard_under(stage)
     prepared = execution.prepare(stage, argv, environ)
     _close_all_but(stage, plan.preserve_fds)
     stage.run(plan.finish)
@@ -159,7 +161,7 @@ def accept(listener: _socket.socket) -> _socket.socket:
 def _close_all_but(stage: Stage, preserve: tuple[int, ...]) -> None:
     """stdio and the preserved descriptors stay; the channel is close-on-exec and tells the parent of success."""
     keep = {0, 1, 2, *preserve, stage.channel.fileno(), stage.proc_fd, stage.reaper_fd}
-    close_except(keep)
+    close_except(keep | {stage.springboard_fd, stage.report_fd})
     for number in preserve:
         posix.set_inheritable(number, True)
 

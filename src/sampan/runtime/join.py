@@ -20,10 +20,10 @@ from sampan.linux.fds import close_quietly, socketpair
 from sampan.linux.process import open_pidfd, set_dumpable
 from sampan.linux.syscalls import clone3, prlimit, setns
 
-from . import channel, devices, execution, identity, mounting, security
+from . import channel, devices, execution, identity, mounting, security, springboard
 from .channel import LaunchError, describe_error
 from .init import arrange_stdio, close_except, forbid_imports, report
-from .launch import Child
+from .launch import Child, Execution
 from .notify import hand_over
 from .plan import (
     ALL_CAPABILITIES,
@@ -59,7 +59,7 @@ class JoinPlan:
     """One process to run inside: everything decided before it is made."""
 
     __slots__ = (
-        "args", "before", "environ", "finish", "pid", "preserve_fds", "rlimits", "start_time",
+        "args", "before", "environ", "finish", "pid", "preserve_fds", "rlimits", "springboard", "start_time",
         "state", "terminal", "uid",
     )  # fmt: skip
 
@@ -70,6 +70,7 @@ class JoinPlan:
         self.environ: tuple[str, ...] = ()
         self.uid = 0
         self.terminal = False
+        self.springboard = False
         self.preserve_fds: tuple[int, ...] = ()
         self.rlimits: tuple[tuple[int, int, int], ...] = ()
         self.state: dict[str, Any] = {}
@@ -124,6 +125,7 @@ def make_join_plan(
         program = compile_filter(
             spec.get("linux", {}).get("seccomp"), extra={"seccomp_cache": seccomp_cache}
         )
+    plan.springboard = springboard.is_wanted(process, program)
     plan.before = tuple(_before(process, spec, container_id))
     sets = capability_sets(process.get("capabilities"))
     if all_capabilities:
@@ -318,8 +320,11 @@ def _run_joining(plan: JoinPlan, stage: Stage, flags: int) -> NoReturn:
         channel.send(stage.channel, channel.READY)
         stage.now = "wait for start"
         identity.expect_go(stage)
+        if plan.springboard:
+            execution.put_springboard_under(stage)
         prepared = execution.prepare(stage, list(plan.args), environ)
-        close_except({0, 1, 2, *plan.preserve_fds, stage.channel.fileno(), stage.proc_fd})
+        keep = {0, 1, 2, *plan.preserve_fds, stage.channel.fileno(), stage.proc_fd}
+        close_except(keep | {stage.springboard_fd, stage.report_fd})
         for number in plan.preserve_fds:
             posix.set_inheritable(number, True)
         stage.run(plan.finish)
@@ -330,6 +335,7 @@ def _run_joining(plan: JoinPlan, stage: Stage, flags: int) -> NoReturn:
 
 
 def _see_through(plan: JoinPlan, child: Child, sock: socket) -> None:
+    watch = Execution()
     while True:
         kind, text, fds = channel.receive(sock)
         if kind == channel.READY:
@@ -345,5 +351,8 @@ def _see_through(plan: JoinPlan, child: Child, sock: socket) -> None:
             hand_over(sock, child.pidfd, text, fds, state)
         elif kind == channel.FAILED:
             raise channel.parse_failure(text)
+        elif kind == channel.EXECUTING:
+            watch.expect(text, fds[0])
         elif kind == b"":
+            watch.check()
             break

@@ -26,7 +26,7 @@ from sampan.linux.idmap import namespace_with_maps, write_maps
 from sampan.linux.procfs import start_time
 from sampan.linux.syscalls import clone3, pidfd_open, pidfd_send_signal, prlimit, setns, unshare
 
-from . import channel, devices, hooks
+from . import channel, devices, hooks, springboard
 from .channel import InitGone, LaunchError, describe_error
 from .init import run_init
 from .notify import hand_over
@@ -388,14 +388,42 @@ class Launch:
 
 def await_execution(sock: _socket.socket, pidfd: int, state: dict[str, Any]) -> None:
     """End of file: execve closed the socket. FAILED: it could not. LISTENER: its seccomp agent is to be told."""
+    watch = Execution()
     while True:
         kind, text, fds = channel.receive(sock)
         if kind == b"":
+            watch.check()
             return
+        if kind == channel.EXECUTING:
+            watch.expect(text, fds[0])
         if kind == channel.FAILED:
             raise channel.parse_failure(text)
         if kind == channel.LISTENER:
             hand_over(sock, pidfd, text, fds, state)
+
+
+class Execution:
+    """Whether the program came to run where a springboard executes it."""
+
+    def __init__(self) -> None:
+        self.path = ""
+        self.reader = -1
+
+    def expect(self, path: str, reader: int) -> None:
+        """EXECUTING: the springboard will report on this pipe."""
+        close_quietly(self.reader)
+        self.path, self.reader = path, reader
+
+    def check(self) -> None:
+        """At the end of the channel; LaunchError with Go's text when execve failed."""
+        if self.reader < 0:
+            return
+        reader, self.reader = self.reader, -1
+        if number := springboard.outcome(reader):
+            text = posix.strerror(number)
+            raise LaunchError(
+                f"exec {self.path}: {text[:1].lower()}{text[1:]}", step="execute", errno=number
+            )
 
 
 def open_handle(kind: str, path: str) -> int:

@@ -18,7 +18,7 @@ import posix
 from sampan.errors import InvalidArgument
 from sampan.linux import constants as c
 
-from . import conversation, identity, security
+from . import conversation, identity, security, springboard
 from .rootfs import plan_rootfs
 from .steps import Step
 
@@ -83,7 +83,7 @@ class LaunchPlan:
         "annotations", "args", "before", "bundle", "cgroup_driver", "cgroup_path", "clone_flags",
         "container_id", "environ", "filter", "finish", "first", "gid_map", "hooks", "hooks_at_start",
         "idmaps", "keeps_session", "maps_ids", "net_devices", "netns_fd", "oci_version", "opens", "premade_nodes", "preserve_fds", "reaper", "resources",
-        "rlimits", "rootfs", "rootless", "terminal", "two_stage", "uid", "uid_map", "warnings",
+        "rlimits", "rootfs", "rootless", "springboard", "terminal", "two_stage", "uid", "uid_map", "warnings",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -121,6 +121,7 @@ class LaunchPlan:
         self.rlimits: tuple[tuple[int, int, int], ...] = ()
         self.filter: Program | None = None
         self.terminal = False
+        self.springboard = False  # the program is executed by springboard.py, not by Python
         self.reaper = False  # --init: the program runs under a reaper of ours as process 1
         self.keeps_session = False
         self.preserve_fds: tuple[int, ...] = ()
@@ -443,6 +444,7 @@ def _plan_process(
     plan.warnings += not_ambient(sets)
     strict = STRICT_SECCOMP in plan.annotations
     plan.filter = compile_filter(linux.get("seccomp"), sets.bounding, extra, strict=strict)
+    plan.springboard = not plan.reaper and springboard.is_wanted(process, plan.filter)
     plan.hooks_at_start = tuple(conversation.at_start(plan))
     plan.finish = tuple(
         finish_steps(

@@ -17,13 +17,11 @@ behaviour as of tini, which Docker uses.
 
 from __future__ import annotations
 
-from _struct import pack
-
 from sampan.errors import Unsupported
 
+from .elf import static_elf
+
 ARGV0 = "/sbin/docker-init"
-_BASE = 0x400000
-_HEADERS = 64 + 56
 
 # fmt: off
 _X86_64 = bytes.fromhex(
@@ -139,12 +137,4 @@ def reaper_elf(program: str, machine: str) -> bytes:
     if machine not in _CODE:
         raise Unsupported(f"--init is not available on {machine}")
     number, code = _CODE[machine]
-    body = code + program.encode("utf-8", "surrogateescape") + b"\0"
-    size = _HEADERS + len(body)
-    entry = _BASE + _HEADERS
-    ident = b"\x7fELF" + bytes((2, 1, 1)) + bytes(9)
-    header = pack("<16sHHIQQQIHHHHHH", ident, 2, number, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = pack(
-        "<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000
-    )  # PT_LOAD, read and execute
-    return header + segment + body
+    return static_elf(number, code + program.encode("utf-8", "surrogateescape") + b"\0")

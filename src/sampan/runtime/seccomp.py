@@ -46,6 +46,7 @@ from sampan.linux.syscall_table import (
     numbers,
 )
 
+from . import springboard
 from .seccomp_cache import Program
 
 TYPE_CHECKING = False
@@ -170,7 +171,20 @@ def compile_profile(profile: Mapping[str, Any], machine: str) -> Program:
         listener_path=listener_path,
         listener_metadata=profile.get("listenerMetadata") or "",
         unknown=unknown_names(architectures, rules),
+        lets_springboard=lets_through(springboard.CALLS, rules, default),
     )
+
+
+def lets_through(calls: tuple[str, ...], rules: list[Rule], default: int) -> bool:
+    """Are these calls allowed whatever their arguments? `rules` are those that differ from the default."""
+    free = (c.SECCOMP_RET_ALLOW, c.SECCOMP_RET_LOG)
+    for call in calls:
+        own = [rule for rule in rules if call in rule.names]
+        if any(rule.answer not in free for rule in own):
+            return False
+        if default not in free and all(rule.conditions for rule in own):
+            return False
+    return True
 
 
 def read_action(action: Any, errno: Any, field: str = "errnoRet") -> tuple[int, int]:

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Changes whenever the compiler or the tables do: old files are then simply not found.
-COMPILER = b"sampan seccomp 1\n"
+COMPILER = b"sampan seccomp 2\n"
 MAGIC = b"BPFc"
 HEADER = len(MAGIC) + 4
+_LETS_SPRINGBOARD = 1 << 31  # beside the flags, which end at bit 5
 MAX_FILE = HEADER + 8 * 4096
 
 _default_programs: dict[tuple[int, str, str, bool], Program] = {}
@@ -40,6 +41,7 @@ class Program:
     __slots__ = (
         "flags",
         "instructions",
+        "lets_springboard",
         "listener_metadata",
         "listener_path",
         "unknown",
@@ -55,6 +57,7 @@ class Program:
         listener_path: str,
         listener_metadata: str,
         unknown: tuple[str, ...],
+        lets_springboard: bool = False,
     ) -> None:
         self.instructions = instructions
         self.flags = flags
@@ -64,6 +67,7 @@ class Program:
         self.listener_path = listener_path
         self.listener_metadata = listener_metadata
         self.unknown = unknown  # names that no architecture of the profile has
+        self.lets_springboard = lets_springboard  # the calls of springboard.py are allowed
 
 
 def default_program(bounding: int, *, machine: str, kernel: str, compat: bool = True) -> Program:
@@ -124,9 +128,11 @@ def read_program(path: str) -> Program | None:
     body = data[HEADER:]
     if data[: len(MAGIC)] != MAGIC or not body or len(body) % 8 or len(data) > MAX_FILE:
         return None
+    word = int.from_bytes(data[len(MAGIC) : HEADER], "little")
     return Program(
         instructions=body,
-        flags=int.from_bytes(data[len(MAGIC) : HEADER], "little"),
+        flags=word & ~_LETS_SPRINGBOARD,
+        lets_springboard=bool(word & _LETS_SPRINGBOARD),
         uses_notify=False,
         listener_path="",
         listener_metadata="",
@@ -142,7 +148,8 @@ def write_program(path: str, program: Program) -> None:
     """Best effort: a full disk or a read-only directory costs the next process a millisecond."""
     directory = path.rpartition("/")[0]
     temporary = f"{path}.{posix.getpid()}"
-    data = MAGIC + program.flags.to_bytes(4, "little") + program.instructions
+    word = program.flags | (_LETS_SPRINGBOARD if program.lets_springboard else 0)
+    data = MAGIC + word.to_bytes(4, "little") + program.instructions
     try:
         make_directories(directory, 0o700)
         if not ours_alone(posix.stat(directory)):

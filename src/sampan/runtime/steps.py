@@ -43,7 +43,7 @@ class Stage:
 
     __slots__ = (
         "born_inside", "channel", "console_socket", "environ", "executable", "handles", "manager", "now",
-        "null_fd", "preserved", "proc_fd", "reaper_fd", "root_fd", "start_listener", "stdio", "unsealed", "warnings",
+        "null_fd", "preserved", "proc_fd", "reaper_fd", "report_fd", "root_fd", "springboard_fd", "start_listener", "stdio", "unsealed", "warnings",
     )  # fmt: skip
 
     def __init__(self, channel: socket) -> None:
@@ -53,6 +53,8 @@ class Stage:
         self.unsealed: list[int] = []  # mounts that become read-only when everything is in them
         self.null_fd = -1  # a verified /dev/null of the host
         self.reaper_fd = -1  # with --init, the program that becomes process 1
+        self.springboard_fd = -1  # a sealed program that executes the container's (springboard.py)
+        self.report_fd = -1  # where that one says why it could not
         self.console_socket = -1  # where the pty master goes instead of the channel
         self.start_listener = -1  # `create`: a listening socket on which `start` will call
         self.stdio: tuple[int, ...] = (0, 1, 2)
