@@ -18,7 +18,6 @@ import gc
 import logging
 import os
 import resource
-import shutil
 import signal
 import socket
 import sys
@@ -35,7 +34,7 @@ from sampan.api.server import ApiServer
 from sampan.build.builder import Builder
 from sampan.cgroups import manager as cgroups
 from sampan.config import Config
-from sampan.engine import supervise, volumes
+from sampan.engine import orphans, supervise, volumes
 from sampan.engine.context import Engine
 from sampan.engine.live import Containers
 from sampan.engine.records import (
@@ -321,7 +320,7 @@ def load_containers(engine: Engine) -> None:
             log.error("the state of container %s is damaged: %s", key[:12], error)
     known = dict(engine.store.items_raw(CONTAINER))
     for directory in sorted(engine.config.containers_dir.iterdir()):
-        if ids.is_hex(directory.name) and directory.name not in known:
+        if engine.store.damage and ids.is_hex(directory.name) and directory.name not in known:
             _recover(engine, directory, known)
     for key, raw in known.items():
         record, trouble = _decode_record(engine, key, raw)
@@ -348,11 +347,8 @@ def _decode_record(engine: Engine, key: str, raw: bytes) -> tuple[ContainerRecor
 
 
 def _recover(engine: Engine, directory: Path, known: dict[str, bytes]) -> None:
-    """A container's directory without a record: a damaged store, or a create or remove that was cut short."""
+    """The store was damaged: what it knew stands once more in the container's directory."""
     copy = directory / "record.json"
-    if not engine.store.damage:
-        _sweep_container(engine, directory)
-        return
     try:
         raw = copy.read_bytes()
         record = msgspec.json.decode(raw, type=ContainerRecord)
@@ -365,21 +361,10 @@ def _recover(engine: Engine, directory: Path, known: dict[str, bytes]) -> None:
     log.warning("container %s was rebuilt from its own copy", record.name)
 
 
-def _sweep_container(engine: Engine, directory: Path) -> None:
-    """Left by a create that never answered, or by a remove that nearly had."""
-    try:
-        if engine.snapshots.exists(directory.name):
-            engine.snapshots.remove(directory.name)
-    except SampanError as error:
-        log.warning("snapshot %s stays: %s", directory.name[:12], error)
-        return
-    shutil.rmtree(engine.run_dir(directory.name), ignore_errors=True)
-    shutil.rmtree(directory, ignore_errors=True)
-
-
 async def restore(engine: Engine) -> None:
     """From the files to living containers, then networks, then what policies want started."""
     load_containers(engine)
+    left = await engine.run_blocking(orphans.find, engine)
     for container in engine.containers:
         await supervise.adopt_unrecorded(engine, container)
 
@@ -393,6 +378,8 @@ async def restore(engine: Engine) -> None:
     await engine.run_blocking(engine.networks.start, namespaces)
     await supervise.restore(engine)
     engine.catalog.keepers.append(engine.containers.chain_ids)
+    if left:
+        engine.background.spawn(engine.run_blocking(orphans.take_away, engine, left), "orphans")
 
 
 # -- serving ---------------------------------------------------------------------------------------

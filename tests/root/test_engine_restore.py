@@ -191,3 +191,23 @@ def test_containers_outlive_the_launcher_and_new_ones_start(started: EngineProce
     assert started.docker("run", "--rm", "busybox", "echo", "new").stdout == "new\n"
     assert inspect(started, "old", "{{.State.Pid}}") == before
     assert started.docker("exec", "old", "echo", "in").stdout == "in\n"
+
+
+def test_a_build_s_command_ends_when_its_engine_was_killed(
+    started: EngineProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo $((40 + 2)); exec sleep 1000\n")
+    snapshots = started.root / "snapshots"
+    before = set(snapshots.glob("*/active/*"))
+    with subprocess.Popen(
+        ["docker", "build", str(tmp_path)],
+        env=started.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as build:  # fmt: skip
+        assert build.stdout is not None
+        until(lambda: b"42" in (build.stdout.readline() if build.stdout else b""))
+        step = next((started.run / "containers").iterdir()).name
+        started.kill()
+    started.start()
+    until(lambda: not list((started.run / "containers").iterdir()))
+    until(lambda: set(snapshots.glob("*/active/*")) == before)
+    until(lambda: not list(Path("/sys/fs/cgroup").glob(f"**/{step}")))

@@ -5,13 +5,12 @@
     exit and gone ──► the snapshot is free: its upper directory is what the command wrote
 
 The snapshot is the caller's, named by the step's id. A crash of the engine leaves a shim whose id no record has: the
-next start kills it (`sweep`).
+next start kills it (`orphans.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import socket
 import time
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sampan.engine import create, networking, resources, shims, specgen
+from sampan.engine import create, resources, shims, specgen
 from sampan.engine.records import ContainerRecord, MountRecord
 from sampan.engine.start import launch_request
 from sampan.errors import SampanError
@@ -220,24 +219,3 @@ async def _read_frames(connection: socket.socket, tell: Tell) -> None:
         return
     finally:
         writer.close()
-
-
-def sweep(engine: Engine, known: set[str]) -> list[str]:
-    """Blocking, at start: kill steps that a crashed engine left running; the ids. Their snapshots may be removed."""
-    found = []
-    base = engine.config.run / "containers"
-    for name in os.listdir(base) if base.is_dir() else []:
-        if name in known or len(name) != 64:
-            continue
-        try:
-            client = shims.reopen(str(base / name))
-        except Exception:  # noqa: BLE001 - no shim answers: only the directory is left
-            client = None
-        if client is not None:
-            client.send({"op": "kill", "signal": KILL, "all": True}, (), lambda _reply: None)
-            client.close()
-        networking.release(engine, name)
-        shutil.rmtree(base / name, ignore_errors=True)
-        shutil.rmtree(engine.container_dir(name), ignore_errors=True)
-        found.append(name)
-    return found
