@@ -25,6 +25,14 @@ def require(condition: bool, reason: str) -> None:
         pytest.skip(reason)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-crash-point",
+        action="store_true",
+        help="kill the engine at every step of every verb, not at some of them (takes about an hour)",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "/root/" in str(item.path) or "/conformance/" in str(item.path):

@@ -25,6 +25,7 @@ class EngineProcess:
         self.socket = self.run / "sampan.sock"
         self.host = f"unix://{self.socket}"
         self.flags = flags
+        self.program: tuple[str, ...] = ("-m", "sampan.daemon")
         # Of its own, so that the census of a test does not see what other engines on the machine do.
         self.cgroup_parent = f"sampan-{os.getpid()}-{next(_NUMBERS)}"
         self.bridge = "sampan-" + hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
@@ -44,10 +45,10 @@ class EngineProcess:
         self.run.mkdir(parents=True, exist_ok=True)
         log = (self.base / "log").open("ab")
         command = [
-            sys.executable, "-m", "sampan.daemon", "--root", str(self.root), "--run", str(self.run),
+            sys.executable, *self.program, "--root", str(self.root), "--run", str(self.run),
             "-H", self.host, "--cgroup-parent", "/" + self.cgroup_parent, *self.flags,
         ]  # fmt: skip
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+        environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}"}
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
