@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sampan import ids
 from sampan.engine.records import ContainerRecord
 from sampan.errors import Conflict, InvalidArgument, Unsupported
+from sampan.shim.logformat import Run
 from sampan.shim.logread import LogReader, Presenter
 from sampan.shim.logs import rotation
 
@@ -63,17 +64,21 @@ class LogStream:
         try:
             if not options.follow:
                 await self._let_it_speak()
-            self._reader = await engine.run_blocking(self._open, path)
+            # Whether it still runs is asked before the last read, so that nothing is missed.
+            running = self._is_live()
+            reader, runs = await engine.run_blocking(self._open, path)
+            self._reader = reader
             while not self._closed:
-                # Whether it still runs is asked before the last read, so that nothing is missed.
-                running = self._is_live()
-                self._wake.clear()
-                while runs := await engine.run_blocking(self._reader.read):
+                while runs:
                     yield presenter.present(runs)
-                if not options.follow or not running or self._reader.ended:
+                    runs = await engine.run_blocking(reader.read)
+                if not options.follow or not running or reader.ended:
                     return
                 if self._is_live():  # its end may have come during the read: then read once more
                     await self._changed()
+                running = self._is_live()
+                self._wake.clear()
+                runs = await engine.run_blocking(reader.read)
         finally:
             if token is not None:
                 engine.log_watch.remove(token)
@@ -99,10 +104,11 @@ class LogStream:
             if exit_seen in container.exit_waiters:
                 container.exit_waiters.remove(exit_seen)
 
-    def _open(self, path: str) -> LogReader:
+    def _open(self, path: str) -> tuple[LogReader, list[Run]]:
+        """The reader, and the first that it read: one turn of a thread serves most requests."""
         options = self._options
         wanted = (("stdout", options.stdout), ("stderr", options.stderr))
-        return LogReader(
+        reader = LogReader(
             path,
             self._container.record.host_config.log_config.type,
             tail=-1 if options.tail is None else options.tail,
@@ -110,6 +116,7 @@ class LogStream:
             until_ns=options.until_ns or 0,
             streams=tuple(name for name, is_wanted in wanted if is_wanted),
         )
+        return reader, reader.read()
 
     async def _changed(self) -> None:
         """More was written, or the container ended, or `until` has come."""

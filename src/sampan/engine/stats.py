@@ -178,6 +178,7 @@ def _networks(engine: Engine, container: Container, pid: int) -> dict[str, Inter
 # -- top -------------------------------------------------------------------------------------------
 
 DEFAULT_PS_ARGS = "-ef"
+MOST_PIDS = 1000  # more than fit an argument list sensibly
 MOST_PS_OUTPUT = 16 << 20
 
 
@@ -192,7 +193,7 @@ async def top(engine: Engine, ref: str, ps_args: str = DEFAULT_PS_ARGS) -> TopRe
             f"Container {container.id} is restarting, wait until the container is running"
         )
     pids = await engine.run_blocking(_pids, engine, container)
-    output = await engine.run_blocking(_run_ps, arguments)
+    output = await engine.run_blocking(_run_ps, arguments, pids)
     response = parse_ps(output, pids)
     engine.events.tell("container", "top", container.id, container.attributes())
     return response
@@ -221,9 +222,22 @@ def check_ps_args(text: str) -> list[str]:
     return words
 
 
-def _run_ps(arguments: list[str]) -> str:
+def _run_ps(arguments: list[str], pids: set[int]) -> str:
+    """Of these processes alone, or of all where an argument (BSD's `f`, for one) cannot be combined with that."""
+    chosen = ["-q", ",".join(map(str, sorted(pids)))] if 0 < len(pids) < MOST_PIDS else []
+    done = _ps([*arguments, *chosen])
+    if done.returncode != 0 and chosen:
+        done = _ps(arguments)
+    if done.returncode != 0:
+        text = done.stderr.decode(errors="replace").strip()
+        first = text.split("\n")[0] if text else f"exit status {done.returncode}"
+        raise Internal(f"ps: {first}")
+    return done.stdout[:MOST_PS_OUTPUT].decode(errors="replace")
+
+
+def _ps(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
     try:
-        done = subprocess.run(
+        return subprocess.run(
             ["ps", *arguments],
             capture_output=True,
             timeout=20,
@@ -235,11 +249,6 @@ def _run_ps(arguments: list[str]) -> str:
         raise NotFound("ps: this host has no ps program", hint="install procps") from None
     except subprocess.TimeoutExpired:
         raise Internal("ps: it did not answer in time") from None
-    if done.returncode != 0:
-        text = done.stderr.decode(errors="replace").strip()
-        first = text.split("\n")[0] if text else f"exit status {done.returncode}"
-        raise Internal(f"ps: {first}")
-    return done.stdout[:MOST_PS_OUTPUT].decode(errors="replace")
 
 
 def parse_ps(output: str, pids: set[int]) -> TopResponse:

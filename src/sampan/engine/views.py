@@ -248,6 +248,7 @@ async def list_containers(
     now = time.time_ns()
     rows = []
     shown: dict[tuple[str, str], str] = {}
+    sizes = await engine.run_blocking(_sizes_of_all, engine, chosen) if size else {}
     for container in chosen:
         row = summary(container, now, version)
         key = (row.image, row.image_id)
@@ -255,10 +256,14 @@ async def list_containers(
             shown[key] = _image_shown(engine, *key)
         row = msgspec.structs.replace(row, image=shown[key])
         if size:
-            own, total = await engine.run_blocking(sizes_of, engine, container)
+            own, total = sizes[container.id]
             row = msgspec.structs.replace(row, size_rw=own or None, size_root_fs=total or None)
         rows.append(row)
     return rows
+
+
+def _sizes_of_all(engine: Engine, containers: list[Container]) -> dict[str, tuple[int, int]]:
+    return {container.id: sizes_of(engine, container) for container in containers}
 
 
 def _image_shown(engine: Engine, name: str, image_id: str) -> str:
