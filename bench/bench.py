@@ -28,6 +28,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "src")]
 
+from api import compare  # noqa: E402  beside this file
 from images import bench_images  # noqa: E402  beside this file
 
 from tests.support.engine import EngineProcess  # noqa: E402  the path is set above
@@ -313,9 +314,16 @@ def bench_memory(arena: Arena, rounds: int) -> None:
     arena.engine.docker("rm", "-f", *(f"bench-m{n}" for n in range(count)))
 
 
+def bench_api(arena: Arena, rounds: int) -> None:
+    paths = {"sampan": str(arena.engine.socket)}
+    if arena.docker_host:
+        paths["docker"] = arena.docker_host.removeprefix("unix://")
+    compare(paths, rounds)
+
+
 BENCHES = {
     "run": bench_run, "exec": bench_exec, "oci": bench_oci, "build": bench_build, "images": bench_images,
-    "memory": bench_memory,
+    "memory": bench_memory, "api": bench_api,
 }  # fmt: skip
 
 
