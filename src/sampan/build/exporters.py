@@ -80,7 +80,7 @@ class Exporter:
             await self.engine.run_blocking(self._keep, built, image_names)
             task.count(f"writing image {built.document.id}", done=True)
         for name in names:
-            task.count(f"naming to {name}", done=True)
+            task.count(f"naming to {_bare(name)}", done=True)
             self.engine.events.tell("image", "tag", own.document.id, {"name": name.familiar()})
         response = {CONFIG_DIGEST: own.document.id, IMAGE_DIGEST: own.document.id}
         if names:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sampan.errors import InvalidArgument, NotFound, SampanError
+from sampan.ids import new_id
 
 if TYPE_CHECKING:
     from sampan.build.graph import Run
@@ -38,14 +39,24 @@ class CommandFailed(InvalidArgument):
         return f"The command '{self.command}' returned a non-zero code: {self.exit_code}{extra}"
 
 
+class RunRefused(InvalidArgument):
+    """A RUN that could not even be started."""
+
+    def __init__(self, operation: Run, reason: str, classic: str = "") -> None:
+        command = " ".join(operation.args)
+        super().__init__(f'process "{command}" did not complete successfully: {reason}')
+        self.classic = classic or reason
+
+
 class SourceMissing(NotFound):
     """A source of a COPY or ADD is not there."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        super().__init__(f'failed to calculate checksum of ref: "/{path.lstrip("/")}": not found')
-        self.line = 0
-        self.end = 0
+        shown = f"{new_id()[:8]}::{new_id()[:25]}"  # BuildKit names what it looked into; nobody can use it
+        super().__init__(
+            f'failed to calculate checksum of ref {shown}: "/{path.lstrip("/")}": not found'
+        )
 
     @property
     def classic(self) -> str:
@@ -66,8 +77,8 @@ class DockerfileMissing(NotFound):
 class DockerfileEmpty(InvalidArgument):
     """There is nothing in it."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__("the Dockerfile cannot be empty")
+    def __init__(self, name: str, message: str = "the Dockerfile cannot be empty") -> None:
+        super().__init__(message)
         self.classic = f"The Dockerfile ({name}) cannot be empty"
 
 

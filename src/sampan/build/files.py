@@ -86,8 +86,8 @@ def chosen(item: CopyItem, root: SourceRoot) -> list[Selected]:
         return _chosen_with_parents(item, root)
     try:
         return select(root.fd, item.path)
-    except NotFound:
-        raise SourceMissing(item.path) from None
+    except NotFound as error:
+        raise SourceMissing(root_path(root.fd, error.message)) from None
 
 
 def _chosen_with_parents(item: CopyItem, root: SourceRoot) -> list[Selected]:

@@ -8,12 +8,14 @@ What it does is told as vertices, in BuildKit's words. The context itself is ask
 from __future__ import annotations
 
 import asyncio
+import posixpath
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sampan.build import fetch
+from sampan.build import calls, fetch
+from sampan.build.calls import Answer
 from sampan.build.client import CONTEXT, DOCKERFILE, Client, Wanted
 from sampan.build.context import Context
 from sampan.build.failures import DockerfileEmpty, DockerfileMissing
@@ -30,9 +32,10 @@ from sampan.build.graph import (
     parent_of,
     sources_of,
 )
-from sampan.build.ignore import read_patterns
+from sampan.build.ignore import Matcher, read_patterns
 from sampan.build.inputs import MADE, Inputs, made_of
 from sampan.build.instructions import Program, program_of
+from sampan.build.lint import Linter, Options, check_form, check_from, linter_for
 from sampan.build.parser import Dockerfile, parse
 from sampan.build.plan import plan, triggers_of
 from sampan.build.progress import Board, Task
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
 
 UPLOADS = "http://buildkit-session/"  # not on the network: the client sends it when it is asked
 IMAGE_SCHEME = "docker-image://"
+CHECK_ARGUMENT = "BUILDKIT_DOCKERFILE_CHECK"
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +72,11 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     data: bytes
+
+
+class Parsed(msgspec.Struct, frozen=True, kw_only=True):
+    """What it says."""
+
     dockerfile: Dockerfile
     program: Program
 
@@ -98,7 +107,9 @@ class Frontend:
         self.board = board
         self.pull_line = pull_line
         self.source: Source | None = None
+        self._parsed: Parsed | None = None
         self._patterns: tuple[str, ...] | None = None
+        self._ignore_lock = asyncio.Lock()
         self._follow: tuple[str, ...] = ()
         self._context: asyncio.Task[Context] | None = None
         self._bases: dict[ImageName, asyncio.Task[Base]] = {}
@@ -120,7 +131,7 @@ class Frontend:
 
     # -- the Dockerfile and the context
 
-    async def read(self) -> Source:
+    async def read(self) -> Parsed:
         """The Dockerfile. Raises NotFound, DockerfileError."""
         name = self.request.dockerfile
         remote = await self._remote()
@@ -133,15 +144,20 @@ class Frontend:
                 directory = await self.client.directory(
                     DOCKERFILE, wanted, lambda n: task.count("transferring dockerfile:", n)
                 )
-            data = await self.engine.run_blocking(_dockerfile_of, directory, name)
+            data = await self.engine.run_blocking(_dockerfile_in, directory, name)
             own = directory.read(name + ".dockerignore")
         if own is not None:
             self._patterns = tuple(read_patterns(own))
+        if data is None:
+            raise DockerfileMissing(name)
+        if not data:
+            raise DockerfileEmpty(name)
+        if not data.strip():
+            raise DockerfileEmpty(name, "file with no instructions")
+        self.source = Source(name=name, data=data)
         dockerfile = parse(data)
-        self.source = Source(
-            name=name, data=data, dockerfile=dockerfile, program=program_of(dockerfile)
-        )
-        return self.source
+        self._parsed = Parsed(dockerfile=dockerfile, program=program_of(dockerfile))
+        return self._parsed
 
     async def _remote(self) -> Context | None:
         """The context where it is a URL: a repository, an archive or a single Dockerfile."""
@@ -179,15 +195,16 @@ class Frontend:
 
     async def patterns(self) -> tuple[str, ...]:
         """What the ignore file leaves out of the context."""
-        if self._patterns is None:
-            with self.task("[internal] load .dockerignore") as task:
-                directory = await self.client.directory(
-                    CONTEXT, Wanted(follow=(".dockerignore",)),
-                    lambda n: task.count("transferring context:", n),
-                )  # fmt: skip
-                data = directory.read(".dockerignore")
-            self._patterns = tuple(read_patterns(data)) if data is not None else ()
-        return self._patterns
+        async with self._ignore_lock:
+            if self._patterns is None:
+                with self.task("[internal] load .dockerignore") as task:
+                    directory = await self.client.directory(
+                        CONTEXT, Wanted(follow=(".dockerignore",)),
+                        lambda n: task.count("transferring context:", n),
+                    )  # fmt: skip
+                    data = directory.read(".dockerignore")
+                self._patterns = tuple(read_patterns(data)) if data is not None else ()
+            return self._patterns
 
     async def context(self) -> Context:
         """The main context's files, asked for once."""
@@ -206,20 +223,26 @@ class Frontend:
 
     async def plans(self) -> tuple[Planned, ...]:
         """One for each platform."""
-        source = self.source or await self.read()
-        names = self.request.platforms or ("",)
-        platforms = [parse_platform(name) if name else host_platform() for name in names]
-        outcomes = await asyncio.gather(*(self._plan(source, each) for each in platforms))
-        if self._context is None and self._patterns is None:
-            await self.patterns()
+        parsed = self._parsed or await self.read()
+        platforms = self.platforms()
+        linter = linter_for(parsed.dockerfile, self.request.args.get(CHECK_ARGUMENT))
+        if linter.options.is_error:
+            check_form(linter, parsed.dockerfile, parsed.program)
+        outcomes = await asyncio.gather(*(self._plan(parsed, each, linter) for each in platforms))
+        linter.check()
         self._follow = followed(outcome.operation for outcome in outcomes)
-        epoch = self.asked(platforms[0], source.program).epoch
+        epoch = self.asked(platforms[0], parsed.program).epoch
         return tuple(
             Planned(
                 platform=each if self.request.platforms else outcome.platform, outcome=outcome, epoch=epoch
             )
             for each, outcome in zip(platforms, outcomes, strict=True)
         )  # fmt: skip
+
+    def platforms(self) -> list[Platform]:
+        """For which it is built."""
+        names = self.request.platforms or ("",)
+        return [parse_platform(name) if name else host_platform() for name in names]
 
     def asked(self, platform: Platform, program: Program) -> Request:
         """What plans know of the request."""
@@ -246,25 +269,75 @@ class Frontend:
 
     def stages(self, platform: Platform) -> tuple[Request, dict[str, str], Stages]:
         """The stages as the request sees them. Pure."""
-        assert self.source is not None
-        program = self.source.program
+        assert self._parsed is not None
+        program = self._parsed.program
         asked = self.asked(platform, program)
         variables = global_variables(program, asked)
         return asked, variables, Stages(program, asked, variables, parse_platform)
 
-    async def _plan(self, source: Source, platform: Platform) -> Outcome:
+    async def _plan(
+        self, parsed: Parsed, platform: Platform, linter: Linter, *, every_stage: bool = False
+    ) -> Outcome:
         asked, variables, stages = self.stages(platform)
+        defaults = global_variables(parsed.program, msgspec.structs.replace(asked, args={}))
+        check_from(linter, parsed.program, variables, defaults, format_platform(platform))
         bases: dict[ImageName, Base] = {}
         while True:  # triggers of a base image may need further images
-            _, wanted = stages.reachable(triggers_of(stages, bases))
+            _, wanted = stages.reachable(triggers_of(stages, bases), every_stage=every_stage)
             missing = [name for name in wanted if name not in bases]
             if not missing:
                 break
-            found = await asyncio.gather(*(self._base(name) for name in missing))
+            found = await asyncio.gather(*(self._base_at(name, stages) for name in missing))
             bases.update(zip(missing, found, strict=True))
-        return plan(stages, asked, variables, bases, escape=source.dockerfile.escape)
+        patterns = await self.patterns() if self._context is None else ()
+        return plan(
+            stages, asked, variables, bases, escape=parsed.dockerfile.escape, linter=linter,
+            ignored=Matcher(list(patterns)) if patterns else None, every_stage=every_stage,
+        )  # fmt: skip
+
+    # -- questions
+
+    async def lint(self) -> Answer:
+        """What the checks find. Only a Dockerfile that cannot be read at all is an error of its own."""
+        error: SampanError | None = None
+        linter = Linter(Options())
+        try:
+            parsed = await self.read()
+            linter = linter_for(parsed.dockerfile, self.request.args.get(CHECK_ARGUMENT))
+            check_form(linter, parsed.dockerfile, parsed.program)
+            await self._plan(
+                parsed, self.platforms()[0], linter, every_stage=not self.request.target
+            )
+        except SampanError as failure:
+            if self.source is None:
+                raise
+            error = failure
+        assert self.source is not None
+        return calls.lint(self.source, linter.sorted(), error)
+
+    async def outline(self) -> Answer:
+        """The parameters of the target."""
+        parsed = await self.read()
+        _, variables, stages = self.stages(self.platforms()[0])
+        assert self.source is not None
+        return calls.outline(self.source, parsed.program, stages, variables)
+
+    async def targets(self) -> Answer:
+        """The stages that can be asked for."""
+        parsed = await self.read()
+        assert self.source is not None
+        return calls.targets(self.source, parsed.program)
 
     # -- base images
+
+    async def _base_at(self, name: ImageName, stages: Stages) -> Base:
+        """A failure gets the lines of who needs the image."""
+        try:
+            return await self._base(name)
+        except SampanError as error:
+            if not getattr(error, "line", 0):
+                error.line, error.end = stages.places[name]  # type: ignore[attr-defined]
+            raise
 
     async def _base(self, name: ImageName) -> Base:
         task = self._bases.get(name)
@@ -288,7 +361,10 @@ class Frontend:
                 f'failed to parse stage name "{name.name}": {error.message}'
             ) from None
         front = f"[{name.platform} internal]" if self.request.multi_platform else "[internal]"
-        with self.task(f"{front} load metadata for {full}") as task:
+        if name.context:
+            front = f"[context {name.context}]"
+        shown_name = parse_normalized(name.name).familiar() if name.context else full
+        with self.task(f"{front} load metadata for {shown_name}") as task:
             image = await self._image(name, task)
         shown = full
         if "@" not in full:
@@ -349,14 +425,10 @@ def named_contexts(given: dict[str, str]) -> dict[str, NamedContext]:
     return found
 
 
-def _dockerfile_of(directory: Context, name: str) -> bytes:
+def _dockerfile_in(directory: Context, name: str) -> bytes | None:
     data = directory.read(name)
     if data is None and name == "Dockerfile":
         data = directory.read("dockerfile")
-    if data is None:
-        raise DockerfileMissing(name)
-    if not data.strip():
-        raise DockerfileEmpty(name)
     return data
 
 
@@ -386,5 +458,5 @@ def followed(operations: Iterable[Operation]) -> tuple[str, ...]:
         parent = parent_of(operation)
         waiting += [parent] if parent is not None else []
         waiting += [s.operation for s in sources_of(operation) if isinstance(s, StageSource)]
-    clean = {"/".join(part for part in path.split("/") if part not in ("", ".")) for path in paths}
+    clean = {posixpath.normpath("/" + path).lstrip("/") for path in paths}
     return () if "" in clean else tuple(sorted(clean))

@@ -85,14 +85,16 @@ class Inputs:
         title = f"[context {name}] load .dockerignore"
         with self.board.task(digest(title.encode()), title) as task:
             ignore = await self.client.directory(
-                directory, Wanted(follow=(".dockerignore",)), lambda n: task.count("transferring:", n)
+                directory, Wanted(follow=(".dockerignore",)), lambda n: task.count(f"transferring {name}:", n)
             )  # fmt: skip
             data = ignore.read(".dockerignore")
             patterns = tuple(read_patterns(data)) if data is not None else ()
         title = f"[context {name}] load from client"
         with self.board.task(digest(title.encode()), title) as task:
             return await self.client.directory(
-                directory, Wanted(exclude=patterns), lambda n: task.count("transferring:", n)
+                directory,
+                Wanted(exclude=patterns),
+                lambda n: task.count(f"transferring {name}:", n),
             )
 
     async def _archive(self, url: str, name: str) -> Context:

@@ -21,7 +21,7 @@ from sampan import ids
 from sampan.build import fetch, files
 from sampan.build.cache import CacheRecord, LayerFact
 from sampan.build.context import Context
-from sampan.build.failures import CommandFailed
+from sampan.build.failures import CommandFailed, RunRefused
 from sampan.build.graph import (
     Copy,
     CopyItem,
@@ -33,11 +33,12 @@ from sampan.build.graph import (
     StageSource,
     Step,
     Workdir,
+    digest,
 )
 from sampan.build.mounts import StepMounts, Stubs
 from sampan.build.stack import Stack, chained
 from sampan.engine import steps
-from sampan.errors import SampanError
+from sampan.errors import InvalidArgument, SampanError
 from sampan.spec.engine.container import HostConfig
 from sampan.storage.streams import ChunkReader, HashingReader
 
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sampan.build")
 CHUNK = 1 << 20
+STDERR = 2
+NO_PROGRAM = (
+    "runc run failed: unable to start container process: "  # the words that people search for
+)
 
 
 class Performer:
@@ -139,6 +144,8 @@ class Performer:
         step_id: str,
         landing: files.Landing | None,
     ) -> None:
+        if any(isinstance(item.source, InlineSource) for item in operation.items):
+            self._tell_inline(operation)
         async with AsyncExitStack() as held:
             roots = [
                 files.SourceRoot(-1)
@@ -147,6 +154,11 @@ class Performer:
                 for item in operation.items
             ]
             await self.engine.run_blocking(self._copy_blocking, operation, roots, step_id, landing)
+
+    def _tell_inline(self, operation: Step) -> None:
+        ident = digest(b"inline", self.solver.vertex(operation).digest.encode())
+        with self.solver.board.task(ident, "[internal] preparing inline document"):
+            pass
 
     def _copy_blocking(
         self,
@@ -183,11 +195,17 @@ class Performer:
         try:
             await mounts.take(operation.mounts, sources)
             if operation.script is not None:
+                self._tell_inline(operation)
                 await blocking(self._script, operation, mounts)
             stubs = await blocking(self._stubs, step_id, mounts)
-            result = await steps.run_step(
-                self.engine, self._engine_step(operation, parent, mounts, step_id), vertex.log
-            )
+            step = self._engine_step(operation, parent, mounts, step_id)
+            try:
+                result = await steps.run_step(self.engine, step, vertex.log)
+            except InvalidArgument as error:
+                if not error.message.startswith("exec: "):
+                    raise RunRefused(operation, error.message) from error
+                vertex.log(STDERR, f"{NO_PROGRAM}{error.message}\n".encode())
+                raise RunRefused(operation, "exit code: 1", error.message) from error
             await blocking(self._remove_stubs, step_id, stubs)
         finally:
             await asyncio.shield(mounts.close())

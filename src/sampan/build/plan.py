@@ -28,6 +28,8 @@ from sampan.build.graph import (
     Scratch,
     StageSource,
 )
+from sampan.build.ignore import Matcher
+from sampan.build.lint import Linter, Options
 from sampan.build.parser import DockerfileError
 from sampan.build.stage import StageBuilder
 from sampan.build.stages import (
@@ -38,6 +40,7 @@ from sampan.build.stages import (
     Request,
     StageFacts,
     Stages,
+    familiar,
     format_platform,
 )
 
@@ -52,12 +55,16 @@ class Planner:
         variables: Mapping[str, str],
         bases: Mapping[ImageName, Base],
         escape: str,
+        linter: Linter,
+        ignored: Matcher | None,
     ) -> None:
         self.stages = stages
         self.request = request
         self.variables = variables
         self.bases = bases
         self.escape = escape
+        self.linter = linter
+        self.ignored = ignored
         self.built: dict[int, StageBuilder] = {}
         self.lines: list[Line] = []
 
@@ -118,17 +125,31 @@ class Planner:
         builder.platform = facts.platform or self.request.platform
         if image is None and context is None:
             return
-        builder.total = builder.number = 1
+        builder.total = 1
         place = Label(
             stage=self.stages.label(facts.index), number=1, start=facts.stage.origin.start,
             platform=self.shown_platform(builder), end=facts.stage.origin.end,
         )  # fmt: skip
+        if context is not None:
+            place.name = f"[context {context.key}] {familiar(context.image)}".rstrip()
+        else:
+            builder.number = 1
+            builder.image_label = place
         if image is not None:
             base = self.bases[image]
             builder.start_from_image(base, self._image(base, place))
+            self._check_platform(builder, base, name)
         elif context is not None:
             builder.operation = _files_of_context(context, place)
-        builder.image_label = place
+
+    def _check_platform(self, builder: StageBuilder, base: Base, name: str) -> None:
+        have, want = base.document.platform, builder.platform
+        if (have.os, have.architecture) != (want.os, want.architecture) and have.architecture:
+            self.linter.tell(
+                "InvalidBaseImagePlatform", builder.facts.stage.origin,
+                f"Base image {name} was pulled with platform {go_quote(format_platform(have))}, expected "
+                f"{go_quote(format_platform(want))} for current build",
+            )  # fmt: skip
 
     def shown_platform(self, builder: StageBuilder) -> str:
         """What stands in front of a step's name where a build is for several platforms: `linux/arm64`,
@@ -185,14 +206,21 @@ def plan(
     bases: Mapping[ImageName, Base],
     *,
     escape: str,
+    linter: Linter | None = None,
+    ignored: Matcher | None = None,
+    every_stage: bool = False,
 ) -> Outcome:
     """The graph of the target stage. `bases` must hold every image that `stages.reachable` named.
+
+    `every_stage`: go through all of them, for what the linter has to say.
 
     Raises DockerfileError with the lines that are wrong.
     """
     triggers = triggers_of(stages, bases)
-    wanted, _ = stages.reachable(triggers)
-    planner = Planner(stages, request, variables, bases, escape)
+    wanted, _ = stages.reachable(triggers, every_stage=every_stage)
+    planner = Planner(
+        stages, request, variables, bases, escape, linter or Linter(Options()), ignored
+    )
     for index in wanted:
         planner.build(index, triggers.get(index, ()))
     target = planner.built[stages.target]
@@ -208,6 +236,5 @@ def plan(
 
 def _files_of_context(context: NamedContext, label: Label) -> Copy:
     """A root filesystem that is a named context's files."""
-    label.name = f"FROM {context.key}"
     item = CopyItem(source=ContextSource(name=context.key), path="/")
     return Copy(parent=Scratch(), items=(item,), destination="/", label=label)

@@ -21,6 +21,7 @@ from sampan.build.progress import Board, Sink
 from sampan.build.request import BuildRequest, Export
 from sampan.build.result import Built, image_of
 from sampan.build.solve import Solver
+from sampan.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from sampan.build.builder import Builder
@@ -75,7 +76,12 @@ async def make(builder: Builder, request: BuildRequest, client: Client, sink: Si
         undo.push_async_callback(frontend.close)
         try:
             made = Made(request, undo)
-            made.source = await frontend.read()
+            if request.call:
+                made.answer = await _answer(frontend, request.call)
+                made._held = undo.pop_all()
+                return made
+            await frontend.read()
+            made.source = frontend.source
             made.plans = await frontend.plans()
             solver = Solver(builder, host=request.host, inputs=frontend.inputs, board=board)
             undo.push_async_callback(solver.close)
@@ -86,6 +92,14 @@ async def make(builder: Builder, request: BuildRequest, client: Client, sink: Si
             raise
         made._held = undo.pop_all()
         return made
+
+
+async def _answer(frontend: Frontend, call: str) -> dict[str, bytes]:
+    """Raises InvalidArgument for a question that is not known."""
+    questions = {"lint": frontend.lint, "outline": frontend.outline, "targets": frontend.targets}
+    if call not in questions:
+        raise InvalidArgument(f"unsupported request {call}")
+    return await questions[call]()
 
 
 async def solve(solver: Solver, plans: Sequence[Planned]) -> tuple[Built, ...]:

@@ -19,6 +19,7 @@ import msgspec
 
 from sampan.build import files
 from sampan.build.cache import BuildCache, CacheRecord
+from sampan.build.failures import SourceMissing
 from sampan.build.graph import (
     ContextSource,
     Copy,
@@ -27,6 +28,7 @@ from sampan.build.graph import (
     HttpSource,
     Image,
     InlineSource,
+    Label,
     Operation,
     Run,
     Scratch,
@@ -127,8 +129,9 @@ class Solver:
                 vertex.finish(error="context canceled")
             raise
         except Exception as error:
-            if vertex.vertex.started_ns:
+            if vertex.vertex.started_ns and not vertex.vertex.completed_ns:
                 vertex.finish(error=str(error))
+                _place(error, operation.label)
             raise
         vertex.finish()
         return stack
@@ -296,6 +299,14 @@ class Solver:
             return files.SourceRoot(fd)
         assert isinstance(source, (HttpSource, GitSource))
         return files.SourceRoot((await self.inputs.fetched(source, operation.label.title)).fd)
+
+
+def _place(error: Exception, label: Label) -> None:
+    """Give a failure the lines of the instruction that it is about."""
+    if isinstance(error, SourceMissing):
+        error.message = f"failed to compute cache key: {error.message}"
+    if not getattr(error, "line", 0):
+        error.line, error.end = label.start, label.end  # type: ignore[attr-defined]
 
 
 def stages_of(operation: Operation) -> list[StageSource]:

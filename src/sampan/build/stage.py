@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sampan.build import instructions as ins
-from sampan.build.expand import Lexer, expand, go_quote, go_quote_rune, split
+from sampan.build.expand import Lexer, go_quote, go_quote_rune, split
 from sampan.build.graph import (
     ContextSource,
     Copy,
@@ -33,11 +33,12 @@ from sampan.build.graph import (
     StageSource,
     Workdir,
 )
+from sampan.build.lint import tell_undefined, written
 from sampan.build.parser import DockerfileError, parse_heredoc
 from sampan.build.run_mounts import MountFlag, mount_of
 from sampan.build.sources import is_http, parse_git
 from sampan.build.stages import At, Base, StageFacts
-from sampan.errors import InvalidArgument
+from sampan.errors import InvalidArgument, PermissionDenied
 from sampan.spec.image import Healthcheck, History, Platform, RunConfig
 from sampan.units import format_duration
 
@@ -113,6 +114,9 @@ class StageBuilder:
         self.platform: Platform = planner.request.platform
         self.image_label: Label | None = None
         self.is_trigger = False
+        self.current: ins.Instruction | None = None
+        self.last: dict[type[ins.Instruction], ins.Instruction] = {}
+        self.workdir_is_set = False
 
     def start_from(self, other: StageBuilder) -> None:
         """FROM a stage."""
@@ -120,6 +124,7 @@ class StageBuilder:
         self.config = msgspec.structs.replace(other.config, on_build=None)
         self.history = other.history
         self.author = other.author
+        self.workdir_is_set = other.workdir_is_set
         self.env = dict(other.env)
         self.platform = other.platform
 
@@ -144,7 +149,32 @@ class StageBuilder:
     # -- small helpers
 
     def expand(self, word: str) -> str:
-        return expand(word, self.env, escape=self.planner.escape)
+        made = Lexer(self.env, escape=self.planner.escape).run(word)
+        self._tell_undefined(made.unmatched)
+        return made.text
+
+    def _tell_undefined(self, names: set[str]) -> None:
+        left = names - self.args.keys() - NOT_IN_ENVIRONMENT
+        if left and self.current is not None:
+            tell_undefined(self.planner.linter, self.current, left, self.env)
+
+    def _only_once(self, instruction: ins.Instruction) -> None:
+        """Of these only the last counts."""
+        before = self.last.get(type(instruction))
+        if before is not None:
+            name = written(instruction)
+            self.planner.linter.tell(
+                "MultipleInstructionsDisallowed", before,
+                f"Multiple {name} instructions should not be used in the same stage because only the last one will be used",
+            )  # fmt: skip
+        self.last[type(instruction)] = instruction
+
+    def _recommend_json(self, instruction: ins.Cmd | ins.Entrypoint) -> None:
+        if instruction.shell and not self.config.shell:
+            self.planner.linter.tell(
+                "JSONArgsRecommended", instruction,
+                f"JSON arguments recommended for {written(instruction)} to prevent unintended behavior related to OS signals",
+            )  # fmt: skip
 
     def change(self, **fields: object) -> None:
         self.config = msgspec.structs.replace(self.config, **fields)
@@ -195,6 +225,7 @@ class StageBuilder:
 
     def do(self, instruction: ins.Instruction) -> None:
         method = getattr(self, "_" + type(instruction).__name__.lower())
+        self.current = instruction
         with At(instruction):
             method(instruction)
 
@@ -247,6 +278,12 @@ class StageBuilder:
 
     def _workdir(self, instruction: ins.Workdir) -> None:
         path = self.expand(instruction.path)
+        if not self.workdir_is_set and not path.startswith("/"):
+            self.planner.linter.tell(
+                "WorkdirRelativePath", instruction,
+                f"Relative workdir {go_quote(path)} can have unexpected results if the base image changes",
+            )  # fmt: skip
+        self.workdir_is_set = True
         target = clean_path(posixpath.join(self.config.working_dir or "/", path))
         # An absolute path stays in the configuration as it was written, as for Docker 26.
         shown = path if path.startswith("/") else target
@@ -297,12 +334,16 @@ class StageBuilder:
         self.change(on_build=(*(self.config.on_build or ()), instruction.expression))
 
     def _cmd(self, instruction: ins.Cmd) -> None:
+        self._only_once(instruction)
+        self._recommend_json(instruction)
         args = self.shell_form(instruction.args) if instruction.shell else instruction.args
         self.cmd_is_set = True
         self.change(cmd=args or None, args_escaped=True)
         self.commit(f"CMD {_quoted(args)}")
 
     def _entrypoint(self, instruction: ins.Entrypoint) -> None:
+        self._only_once(instruction)
+        self._recommend_json(instruction)
         args = self.shell_form(instruction.args) if instruction.shell else instruction.args
         self.change(entrypoint=args or None)
         if not self.cmd_is_set:
@@ -310,6 +351,7 @@ class StageBuilder:
         self.commit(f"ENTRYPOINT {_quoted(args)}")
 
     def _healthcheck(self, instruction: ins.Healthcheck) -> None:
+        self._only_once(instruction)
         health = instruction.health
         self.change(
             healthcheck=Healthcheck(
@@ -351,12 +393,12 @@ class StageBuilder:
     def _check_entitlements(self, instruction: ins.Run) -> None:
         allow = self.planner.request.allow
         if instruction.network == "host" and "network.host" not in allow:
-            raise DockerfileError(
+            raise PermissionDenied(
                 "failed to load LLB: network.host is not allowed",
                 hint="allow it for this build with --allow network.host",
             )
         if instruction.security == "insecure" and "security.insecure" not in allow:
-            raise DockerfileError(
+            raise PermissionDenied(
                 "failed to load LLB: security.insecure is not allowed",
                 hint="allow it for this build with --allow security.insecure",
             )
@@ -418,6 +460,8 @@ class StageBuilder:
             if is_http(path) or parse_git(path) is not None:
                 kind = "URL" if is_http(path) else "git ref"
                 raise DockerfileError(f"source can't be a {kind} for COPY")
+            if not instruction.from_:
+                self._check_ignored(instruction, "Copy", path)
             items.append(CopyItem(source=source, path=path, parents=instruction.parents))
             shown.append(path)
         self._copy_like(instruction, items, shown, parents=instruction.parents)
@@ -448,8 +492,22 @@ class StageBuilder:
             )
         if checksum:
             raise DockerfileError("checksum requires HTTP(S) or Git sources")
+        self._check_ignored(instruction, "Add", path)
         unpack = True if instruction.unpack is None else instruction.unpack
         return CopyItem(source=ContextSource(), path=path, unpack=unpack)
+
+    def _check_ignored(self, instruction: ins.Instruction, verb: str, path: str) -> None:
+        ignored = self.planner.ignored
+        if ignored is None or ignored.has_negations:
+            return
+        clean = posixpath.normpath(path).lstrip("/") or "."
+        everything = any(p.text in ("*", "**", "**/*") for p in ignored.patterns)
+        if everything if clean == "." else ignored.ignores(clean):
+            shown = posixpath.normpath(path)
+            self.planner.linter.tell(
+                "CopyIgnoredFile", instruction,
+                f"Attempting to {verb} file {go_quote(shown)} that is excluded by .dockerignore",
+            )  # fmt: skip
 
     def _copy_like(
         self,

@@ -59,6 +59,7 @@ class ImageName(NamedTuple):
 
     name: str
     platform: str
+    context: str = ""  # the named context that brought it in
 
 
 def format_platform(platform: Platform) -> str:
@@ -148,6 +149,7 @@ class Stages:
         self.variables = variables
         self.facts: list[StageFacts] = []
         self.by_name: dict[str, int] = {}
+        self.places: dict[ImageName, tuple[int, int]] = {}  # the lines that need an image
         for index, stage in enumerate(program.stages):
             with At(stage.origin):
                 facts = self._facts_of(index, stage, parse_platform)
@@ -194,7 +196,8 @@ class Stages:
             name = context.image
         if not name or name == "scratch":
             return None
-        return ImageName(name, format_platform(platform or self.request.platform))
+        shown = format_platform(platform or self.request.platform)
+        return ImageName(name, shown, context.key if context else "")
 
     def _find_target(self, name: str) -> int:
         if not name:
@@ -225,15 +228,41 @@ class Stages:
             return ""
         return self.facts[index].stage.name or f"stage-{index}"
 
+    def _refuse_circles(self, triggers: Mapping[int, tuple[ins.Instruction, ...]]) -> None:
+        """Stages that copy from each other, also where the target does not need them."""
+        done: set[int] = set()
+
+        def visit(index: int, path: tuple[int, ...]) -> None:
+            if index in path:
+                first = self.facts[path[0]].stage
+                raise DockerfileError(
+                    f"circular dependency detected on stage: {first.name or f'stage-{path[0]}'}",
+                    line=first.origin.start,
+                )
+            if index not in done:
+                for name, _ in self.needs(index, triggers):
+                    other = self.find(name)
+                    if other is not None:
+                        visit(other, (*path, index))
+                done.add(index)
+
+        for facts in self.facts:
+            visit(facts.index, ())
+
     def _copies_from_images(self) -> bool:
-        """BuildKit counts an image after --from= as a stage, so a single stage has a name in its logs then."""
+        """BuildKit counts what --from= and --mount name as a stage, so a single one has a name in its logs then."""
         return any(
-            self.find(name) is None for facts in self.facts for name in self.needs(facts.index, {})
+            (isinstance(each, ins.Run) and each.mounts)
+            or (isinstance(each, ins.Copy) and each.from_ and self.find(each.from_) is None)
+            for facts in self.facts
+            for each in facts.stage.instructions
         )
 
-    def needs(self, index: int, triggers: Mapping[int, tuple[ins.Instruction, ...]]) -> list[str]:
+    def needs(
+        self, index: int, triggers: Mapping[int, tuple[ins.Instruction, ...]]
+    ) -> list[tuple[str, ins.Instruction]]:
         """Names after --from= of a stage's instructions."""
-        found = []
+        found: list[tuple[str, ins.Instruction]] = []
         for instruction in (*triggers.get(index, ()), *self.facts[index].stage.instructions):
             if isinstance(instruction, ins.Copy) and instruction.from_:
                 if "$" in instruction.from_:
@@ -244,48 +273,43 @@ class Stages:
                         )
                 with At(instruction):
                     self.find(instruction.from_)
-                found.append(instruction.from_)
+                found.append((instruction.from_, instruction))
             elif isinstance(instruction, ins.Run):
-                found += [mount.from_ for mount in instruction.mounts if mount.from_]
+                found += [(mount.from_, instruction) for mount in instruction.mounts if mount.from_]
         return found
 
     def reachable(
-        self, triggers: Mapping[int, tuple[ins.Instruction, ...]]
+        self, triggers: Mapping[int, tuple[ins.Instruction, ...]], *, every_stage: bool = False
     ) -> tuple[list[int], list[ImageName]]:
         """(stages that the target needs, in the file's order; images that they start or copy from, each once)."""
         seen: set[int] = set()
-        wanted: list[ImageName | None] = []
-        path: list[int] = []
+        wanted: dict[ImageName, None] = {}
+
+        def need(name: ImageName | None, by: ins.Instruction) -> None:
+            if name is not None:
+                wanted[name] = None
+                self.places.setdefault(name, (by.start, by.end))
 
         def visit(index: int) -> None:
-            if index in path:
-                raise DockerfileError(
-                    "circular dependency detected on stage: "
-                    + (self.facts[index].stage.name or str(index)),
-                    line=self.facts[index].stage.origin.start,
-                )
             if index in seen:
                 return
-            path.append(index)
+            seen.add(index)
             facts = self.facts[index]
             if facts.replaced is not None:
-                wanted.append(
-                    self.image_of(facts.stage.name, facts.platform)
-                    if facts.replaced.image
-                    else None
-                )
+                need(self.image_of(facts.stage.name, facts.platform), facts.stage.origin)
             elif facts.base_stage >= 0:
                 visit(facts.base_stage)
             else:
-                wanted.append(self.image_of(facts.base, facts.platform))
-            for name in () if facts.replaced else self.needs(index, triggers):
+                need(self.image_of(facts.base, facts.platform), facts.stage.origin)
+            for name, by in () if facts.replaced else self.needs(index, triggers):
                 other = self.find(name)
                 if other is not None:
                     visit(other)
                 else:
-                    wanted.append(self.image_of(name, None))
-            path.pop()
-            seen.add(index)
+                    need(self.image_of(name, None), by)
 
+        self._refuse_circles(triggers)
         visit(self.target)
-        return sorted(seen), list(dict.fromkeys(name for name in wanted if name is not None))
+        for facts in self.facts if every_stage else ():
+            visit(facts.index)
+        return sorted(seen), list(wanted)

@@ -23,6 +23,12 @@ def suggestion(word: str, known: Iterable[str], *, exact_case: bool) -> str:
     return f" (did you mean {best}?)"
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word at most two edits away; '' where there is none, or where the word itself is known."""
+    found = suggestion(word, known, exact_case=True)
+    return found.removeprefix(" (did you mean ").removesuffix("?)")
+
+
 def edit_distance(one: str, other: str) -> int:
     """Levenshtein's: insertions, deletions, replacements."""
     row = list(range(len(other) + 1))

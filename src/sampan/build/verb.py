@@ -126,11 +126,11 @@ async def _build(
         client = BodyClient(engine, context, secrets=sent.secrets, ssh=sent.ssh, auths=sent.auths)
         frontend = Frontend(builder, request, client, Board(teller.event), teller.pulled)
         held.push_async_callback(frontend.close)
-        source = await frontend.read()
+        parsed = await frontend.read()
         (planned,) = await frontend.plans()
         solver = Solver(builder, host=request.host, inputs=frontend.inputs, board=frontend.board)
         held.push_async_callback(solver.close)
-        return await _perform(builder, request, source.program, planned, solver, references, teller)
+        return await _perform(builder, request, parsed.program, planned, solver, references, teller)
 
 
 async def _receive(
