@@ -24,7 +24,7 @@ from tests.support.images import PATH
 from tests.support.oci import TestImage, docker_archive, tar_bytes
 from tests.support.registry import FakeRegistry
 
-POINTS = 8  # of each scenario, unless all are asked for
+POINTS = 4  # of each scenario, unless all are asked for
 STEADY = "steady"
 
 

@@ -174,7 +174,8 @@ def unframe(data: bytes) -> dict[int, bytes]:
 
 
 def log_text(shim: ShimClient) -> bytes:
-    from tests.contract.test_log_writers import LogReader, read_all
+    from sampan.shim.logread import LogReader
+    from tests.contract.test_log_writers import read_all
 
     return read_all(LogReader(f"{shim.directory}/json.log", "json-file"))
 
