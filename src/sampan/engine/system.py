@@ -12,6 +12,7 @@ from sampan import __version__
 from sampan.engine import image_views, log_checks, views, volumes
 from sampan.errors import Internal
 from sampan.images import remote
+from sampan.images import verify as audit
 from sampan.images.auth import Credentials
 from sampan.spec.engine.container import ContainerSummary
 from sampan.spec.engine.system import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sampan.engine.context import Engine
 
 API_VERSION = "1.51"
+NO_CGROUPS = "WARNING: Running in rootless-mode without cgroups. Nothing limits or counts what containers use."
 NETWORK_DRIVERS = ["bridge", "host", "ipvlan", "macvlan", "null"]
 RUNTIMES = ("io.containerd.runc.v2", "runc", "sampan")
 DEFAULT_INDEX = "docker.io"
@@ -231,6 +233,8 @@ def _security_options(engine: Engine, version: tuple[int, int]) -> list[str]:
 
 def _warnings(engine: Engine) -> list[str] | None:
     facts = engine.facts
+    if engine.config.cgroup_driver == "none":
+        return [NO_CGROUPS]
     table = (
         (facts.has_memory_limit, "WARNING: No memory limit support"),
         (facts.has_swap_limit, "WARNING: No swap limit support"),
@@ -298,21 +302,13 @@ def _layers_size(engine: Engine) -> int:
 
 
 async def verify(engine: Engine, progress: Callable[[dict[str, Any]], None]) -> None:
-    """Read every blob of the image store again; what is not what its name says is moved out of the way."""
-
-    def read_all() -> tuple[int, list[str]]:
-        damaged = []
-        for fault in engine.blobs.verify():
-            engine.blobs.quarantine(fault.digest)
-            damaged.append(fault.digest)
-        return sum(1 for _ in engine.blobs.walk()), damaged
-
-    count, damaged = await engine.run_blocking(read_all)
-    for digest in damaged:
-        progress({"stream": f"Damaged: {digest} (put aside; pull or load its image again)\n"})
-    progress({"stream": f"{count} blobs are intact\n"})
-    if damaged:
-        raise Internal(f"{len(damaged)} damaged blobs were put aside")
+    """Read the whole image store again; what is not what its name says is moved out of the way."""
+    found = await engine.run_blocking(audit.verify, engine.catalog)
+    for what in found.damaged:
+        progress({"stream": f"Damaged: {what}\n"})
+    progress({"stream": f"{found.blobs} blobs and {found.layers} unpacked layers are intact\n"})
+    if found.damaged:
+        raise Internal(f"{len(found.damaged)} things in the image store are damaged")
 
 
 async def auth(engine: Engine, request: AuthRequest) -> AuthResponse:

@@ -114,6 +114,7 @@ class Extractor:
         self._parents: dict[bytes, int] = {}
         self._directory_times: dict[bytes, tuple[int, tuple[int, int]]] = {}  # inode, times
         self._root_times: tuple[int, int] | None = None
+        self._now = (0, 0)  # the times of the entry at hand
         self._is_layer = rules.whiteouts is not Whiteouts.PLAIN
         self._makers = {
             FILE: self._file,
@@ -171,6 +172,7 @@ class Extractor:
         if self._is_layer and base.startswith(WHITEOUT):
             self._whiteout(entry, parent_path, base)
             return
+        self._now = _times(entry)
         self._makers[entry.kind](entry, parent_path, base, reader)
 
     def finish(self) -> None:
@@ -211,10 +213,11 @@ class Extractor:
 
     def _make_parents(self, path: bytes) -> int:
         """Everything that is missing of a path, from the deepest directory that exists."""
-        missing: list[bytes] = []
+        missing: list[tuple[bytes, bytes]] = []
         while True:
+            whole = path
             path, _, base = path.rpartition(b"/")
-            missing.append(base)
+            missing.append((whole, base))
             try:
                 fd = openat2(self._root, path or b".", _PARENT, 0, _RESOLVE)
                 break
@@ -223,11 +226,16 @@ class Extractor:
                     raise
         while missing:
             try:
-                self._new_parent(fd, missing[-1])
-                inner = os.open(missing.pop(), _PARENT | os.O_NOFOLLOW, dir_fd=fd)
+                whole, base = missing.pop()
+                self._new_parent(fd, base)
+                inner = os.open(base, _PARENT | os.O_NOFOLLOW, dir_fd=fd)
             finally:
                 os.close(fd)
             fd = inner
+            if (
+                self._is_layer
+            ):  # no clock: the same layer is the same tree, also where the archive says no time
+                self._directory_times.setdefault(whole, (os.fstat(fd).st_ino, (0, 0)))
         return fd
 
     def _new_parent(self, above: int, base: bytes) -> None:

@@ -32,7 +32,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import msgspec
@@ -88,6 +88,14 @@ class StagedLayer:
         self._path: str | None = path
         self._record = record
         self.usage = Usage(record.bytes, record.inodes)
+        self.has_root = record.has_root
+
+    @property
+    def path(self) -> str:
+        """Its own directory tree; Conflict when it was published or discarded."""
+        if self._path is None:
+            raise Conflict("the staged layer was published or discarded already")
+        return os.path.join(self._path, "fs")
 
     def publish(self, chain_id: str, parent: str | None) -> None:
         """Give it its name; a layer that already has it stays, and this copy goes."""
@@ -329,6 +337,10 @@ class LayerStore:
 
     # -- for the drivers -----------------------------------------------------------------------------------------
 
+    def diff(self, name: str) -> Iterator[bytes]:
+        """What a layer or a writable tree has of its own, as a tar."""
+        raise AssertionError("every snapshotter has its own")
+
     def _open_writable(self, key: str) -> int:
         """The directory that holds what an active snapshot wrote."""
         raise AssertionError("every snapshotter has its own")
@@ -340,6 +352,15 @@ class LayerStore:
         path = os.path.join(self.root, where, secrets.token_hex(8))
         os.mkdir(path, 0o700)
         return path
+
+    @contextmanager
+    def scratch(self) -> Iterator[str]:
+        """A directory for something that is needed for a moment."""
+        path = self._new_staging()
+        try:
+            yield path
+        finally:
+            self._discard(path)
 
     def _discard(self, path: str) -> None:
         unmount_layer(path)
@@ -410,11 +431,12 @@ class LayerStore:
 
     def _check_version(self) -> None:
         path = os.path.join(self.root, "version")
-        if not os.path.exists(path):
-            _write(path, VERSION.encode())
-        with open(path, encoding="ascii", errors="replace") as file:
+        found = ""
+        with suppress(FileNotFoundError), open(path, encoding="ascii", errors="replace") as file:
             found = file.read(16).strip()
-        if found != VERSION:
+        if not found:  # a new root, or one whose host went down before this file was on disk
+            _write(path, VERSION.encode(), sync=True)
+        elif found != VERSION:
             raise Unsupported(
                 f"{self.root} was written by another version (its format is {found!r}, ours {VERSION!r})",
                 hint="use the release that wrote it, or another --root",
@@ -549,9 +571,11 @@ def _hex(chain_id: str) -> str:
     return name
 
 
-def _write(path: str, data: bytes) -> None:
+def _write(path: str, data: bytes, *, sync: bool = False) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, data)
+        if sync:
+            os.fdatasync(fd)
     finally:
         os.close(fd)
