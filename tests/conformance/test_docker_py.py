@@ -124,3 +124,15 @@ def test_volumes_stats_top_and_events(client: Any) -> None:
 def test_load_error_is_told(client: Any) -> None:
     with pytest.raises(docker.errors.ImageLoadError):
         client.images.load(b"nonsense")
+
+
+def test_a_cache_from_an_image_that_is_absent_is_no_cache(client: Any) -> None:
+    def steps_from_cache(**options: Any) -> int:
+        context = io.BytesIO(b"FROM busybox\nENV FOO=bar\nRUN touch baz\n")
+        lines = client.api.build(fileobj=context, tag="cachefrom", decode=True, **options)
+        return sum("Using cache" in line.get("stream", "") for line in lines)
+
+    steps_from_cache()
+    assert steps_from_cache(cache_from=["cachefrom"]) == 2
+    assert steps_from_cache(cache_from=["nosuchtag"]) == 0
+    client.images.remove("cachefrom")

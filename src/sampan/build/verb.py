@@ -271,6 +271,8 @@ async def _perform(
     cached = True
     for number, line in enumerate(outcome.lines, len(program.arguments) + 1):
         teller.step(number, total, line.source)
+        if line.is_from:
+            cached = not request.no_cache
         cached = await _tell_line(teller, solver, line, before, planned, cached=cached)
         before = line.operation
     stack = await last
@@ -305,9 +307,7 @@ async def _tell_line(
     operation = line.operation
     task = solver.start(operation)
     makes_layer = isinstance(operation, (Run, Copy, Workdir)) and operation is not before
-    if line.is_from:
-        cached = True
-    elif makes_layer:
+    if makes_layer and not line.is_from:
         cached = await _tell_step(teller, solver, operation, task)
     stack = await task
     identity = _identity(line, stack, planned)
