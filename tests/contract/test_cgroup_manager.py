@@ -60,9 +60,7 @@ class Child:
     It does what `work` says and then echoes bytes until its parent closes the line.
     """
 
-    def __init__(
-        self, manager: Manager | Outside, work: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, manager: Manager, work: Callable[[], object] = lambda: None) -> None:
         self.ours, theirs = socket.socketpair()
         fd = manager.clone_fd()
         self.pid, _ = syscalls.clone3(0, cgroup_fd=fd)
@@ -406,32 +404,3 @@ def test_the_users_own_keys(manager: Manager, host: CgroupHost) -> None:
     manager.create(resources)
     assert read(f"{manager.paths()['']}/memory.high") == "8388608"
     assert read(f"{manager.paths()['']}/cpu.weight") == "7"
-
-
-class Outside:
-    """Stands in for a manager where a child is to join nothing."""
-
-    def clone_fd(self) -> int:
-        return -1
-
-    def attach_self(self, *, born_inside: bool = False) -> None:
-        pass
-
-
-def cold_start(manager: Manager | Outside) -> float:
-    """The quickest of some starts, each after a pause in which the kernel's lock forgets that it was hot."""
-    times = []
-    for _ in range(5):
-        time.sleep(0.05)
-        before = time.monotonic()
-        child = Child(manager)
-        child.result()
-        times.append(time.monotonic() - before)
-        assert child.wait() == 0
-    return min(times)
-
-
-def test_joining_is_quick_even_when_cold(manager: Manager) -> None:
-    """Through cgroup.procs it would cost an RCU grace period, some ten milliseconds."""
-    manager.create({})
-    assert cold_start(manager) < cold_start(Outside()) + 0.005

@@ -99,7 +99,7 @@ def test_events_come_in_the_order_that_clients_expect(engine: EngineProcess) -> 
         told = [(e["Type"], e["Action"]) for e in events]
     order = [
         ("container", "create"), ("container", "attach"), ("network", "connect"), ("container", "start"),
-        ("container", "die"), ("network", "disconnect"), ("container", "destroy"),
+        ("network", "disconnect"), ("container", "die"), ("container", "destroy"),
     ]  # fmt: skip
     assert [event for event in told if event in order] == order
 
