@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from sampan.api.buildkit import BuildKit
 from sampan.api.call import Call, header_json
 from sampan.api.progress import Report, progress_stream
 from sampan.api.router import Route, post
@@ -23,11 +24,14 @@ from sampan.spec.engine.container import HostConfig, Ulimit
 Endpoint = Callable[[Call], Awaitable[None]]
 
 
-def routes(builder: Builder) -> tuple[Route, ...]:
+def routes(builder: Builder, buildkit: BuildKit) -> tuple[Route, ...]:
     """The routes of one builder."""
 
     async def build_image(call: Call) -> None:
-        await _build(builder, call)
+        if call.text("version") == "2":
+            await buildkit.build(call, build_request(call))
+        else:
+            await _build(builder, call)
 
     async def cancel(call: Call) -> None:
         task = builder.running.get(call.text("id"))
@@ -62,11 +66,6 @@ async def _build(builder: Builder, call: Call) -> None:
 
 def build_request(call: Call) -> BuildRequest:
     """The query's parameters as a request. Raises InvalidArgument naming the parameter."""
-    if call.text("version") == "2":
-        raise InvalidArgument(
-            "BuildKit's sessions are not served",
-            hint="set DOCKER_BUILDKIT=0; the classic route builds with everything",
-        )
     arguments = _json(call, "buildargs")
     return BuildRequest(
         dockerfile=call.text("dockerfile") or "Dockerfile",
@@ -132,7 +131,8 @@ def _host_config(call: Call) -> HostConfig:
         fields["extra_hosts"] = hosts
     if call.text("ulimits"):
         try:
-            fields["ulimits"] = msgspec.json.decode(call.text("ulimits"), type=list[Ulimit])
+            found = msgspec.json.decode(call.text("ulimits"), type=list[Ulimit] | None)
+            fields["ulimits"] = found or []
         except msgspec.MsgspecError as error:
             raise InvalidArgument(f"error reading ulimit settings: {error}") from None
     return HostConfig(**fields)

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from sampan.api.call import Call
+from sampan.api.progress import progress_stream
 from sampan.api.router import Route, post
+from sampan.api.transfers import receive
+from sampan.build.request import BuildRequest, Export
 from sampan.errors import Conflict, Internal, InvalidArgument
 
 if TYPE_CHECKING:
@@ -64,6 +69,33 @@ class BuildKit:
             shared_key=call.header(SESSION + "sharedkey"),
             methods=methods,
         )
+
+    async def build(self, call: Call, request: BuildRequest) -> None:
+        """`POST /build?version=2`, of clients before buildx."""
+        from sampan.buildkit.older import Wish
+
+        wish = Wish(
+            session=call.text("session"), build_id=call.text("buildid"), outputs=_outputs(call)
+        )
+        older = self.server().older
+        async with receive(call.request.body) as body:
+            await progress_stream(call, lambda report: older.build(request, wish, body, report))
+
+
+class _Output(msgspec.Struct, rename="pascal"):
+    type: str = ""
+    attrs: dict[str, str] | None = None
+
+
+def _outputs(call: Call) -> tuple[Export, ...]:
+    text = call.text("outputs")
+    if not text:
+        return ()
+    try:
+        found = msgspec.json.decode(text, type=list[_Output] | None) or []
+    except msgspec.MsgspecError as error:
+        raise InvalidArgument(f"invalid outputs specified: {error}") from None
+    return tuple(Export(type=each.type, attrs=each.attrs or {}) for each in found)
 
 
 def _check_upgrade(call: Call, kind: type[Internal] | type[InvalidArgument]) -> None:

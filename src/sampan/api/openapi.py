@@ -171,10 +171,9 @@ def _path_parameters(route: Route) -> list[Parts]:
 
 def all_routes() -> tuple[Route, ...]:
     """Those of the server, and the builder's, for which no builder is needed to be described."""
-    from sampan.api import build, buildkit, server
+    from sampan.api import server
 
-    nobody = cast("Any", None)
-    return (*server.ROUTES, *build.routes(nobody), *buildkit.BuildKit(nobody).routes())
+    return (*server.ROUTES, *server.builder_routes(cast("Any", None)))
 
 
 if __name__ == "__main__":

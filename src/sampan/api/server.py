@@ -74,6 +74,12 @@ def common_headers(*, experimental: bool) -> tuple[tuple[str, str], ...]:
     )
 
 
+def builder_routes(builder: Builder) -> tuple[Route, ...]:
+    """What needs the builder."""
+    buildkit = BuildKit(builder)
+    return (*build.routes(builder, buildkit), *buildkit.routes())
+
+
 class ApiServer:
     """The engine's listeners, from `listen` to `close`."""
 
@@ -84,7 +90,7 @@ class ApiServer:
         self.http = HttpServer(
             Router(
                 engine,
-                (*ROUTES, *build.routes(builder), *BuildKit(builder).routes()),
+                (*ROUTES, *builder_routes(builder)),
                 oldest=oldest,
             ),
             common_headers(experimental=config.experimental),

@@ -50,8 +50,14 @@ class Borrowed:
     """A client as a build sees it. `close` gives back what was made for it here."""
 
     def __init__(
-        self, engine: Engine, session: Session, contexts: Contexts, lent: Mapping[str, Made]
+        self,
+        engine: Engine,
+        session: Session,
+        contexts: Contexts,
+        lent: Mapping[str, Made],
+        uploaded: Context | None = None,
     ) -> None:
+        self._uploaded = uploaded
         self._lent = lent
         self._engine = engine
         self._session = session
@@ -98,6 +104,8 @@ class Borrowed:
 
     async def upload(self, url: str) -> Context:
         """A stream that the client offers under a URL of its own, such as a tar that it reads from its input."""
+        if self._uploaded is not None:
+            return self._uploaded
         parts = urlsplit(url)
         context = await self._new()
         stream = self._session.open(UPLOAD, [("urlpath", parts.path), ("urlhost", parts.netloc)])

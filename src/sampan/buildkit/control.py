@@ -32,6 +32,8 @@ from sampan.units import parse_timestamp
 
 if TYPE_CHECKING:
     from sampan.build.builder import Builder
+    from sampan.build.context import Context
+    from sampan.build.exporters import Response
     from sampan.build.service import Made
 
 FRONTENDS = ("dockerfile.v0", "gateway.v0")
@@ -67,19 +69,34 @@ class Control:
 
     async def solve(self, _stream: Stream, request: m.SolveRequest) -> m.SolveResponse:
         """Make a build, or wait for the client that drives it; export; answer what the exporters say."""
+        if request.definition is not None and request.definition.ops:
+            raise GrpcError(
+                "definitions (LLB) are not served: this engine builds Dockerfiles",
+                Code.UNIMPLEMENTED,
+            )
+        asked: BuildRequest | None = None
+        if request.frontend:
+            asked = self.asked(request.frontend, request.frontend_attrs, request)
         build = self.builds.begin(request.ref)
+        build.request = request
+        return m.SolveResponse(exporter_response=await self.perform(build, asked))
+
+    async def perform(
+        self, build: Build, asked: BuildRequest | None, uploaded: Context | None = None
+    ) -> Response:
+        """A build from its session's arrival to its end; `asked` None where the client drives it."""
         try:
-            session = await self.sessions.get(request.session) if request.session else None
+            session = await self.sessions.get(build.request.session)
             with _bound(session):
-                response = await self._solve(build, session, request)
+                response = await self._perform(build, session, asked, uploaded)
         except BaseException as error:
-            _record(build, request, error)
+            _record(build, error)
             raise
         finally:
             await self._release(build)
         build.record.exporter_response = response
-        _record(build, request, None)
-        return m.SolveResponse(exporter_response=response)
+        _record(build, None)
+        return response
 
     async def _release(self, build: Build) -> None:
         self.builds.end(build)
@@ -89,32 +106,26 @@ class Control:
         build.lent.clear()
         await asyncio.gather(*(each.close() for each in made.values()), return_exceptions=True)
 
-    async def _solve(
-        self, build: Build, session: Session | None, request: m.SolveRequest
-    ) -> dict[str, str]:
+    async def _perform(
+        self,
+        build: Build,
+        session: Session,
+        asked: BuildRequest | None,
+        uploaded: Context | None,
+    ) -> Response:
         from sampan.build.service import export  # the builder's own modules, loaded when one builds
 
-        if request.definition is not None and request.definition.ops:
-            raise GrpcError(
-                "definitions (LLB) are not served: this engine builds Dockerfiles",
-                Code.UNIMPLEMENTED,
-            )
-        if session is None:
-            raise GrpcError("the build names no session")
         async with AsyncExitStack() as held:
-            client = Borrowed(self.engine, session, self.contexts, build.lent)
+            client = Borrowed(self.engine, session, self.contexts, build.lent, uploaded)
             held.push_async_callback(client.close)
-            build.client, build.request = client, request
+            build.client = client
             self.builds.changed()
-            if request.frontend:
-                asked = self.asked(request.frontend, request.frontend_attrs, request)
-                made: Made | None = await self.make(build, asked)
-            else:
-                made = await _driven(build)
+            made = await (self.make(build, asked) if asked is not None else _driven(build))
             if made is None:
                 return {}
             try:
-                return await export(self.builder, made, exports_of(request), client, build.tell)
+                exports = exports_of(build.request)
+                return await export(self.builder, made, exports, client, build.tell)
             except Exception as error:
                 raise as_grpc(error, build) from error
 
@@ -238,11 +249,8 @@ class Control:
 
 
 @contextmanager
-def _bound(session: Session | None) -> Iterator[None]:
+def _bound(session: Session) -> Iterator[None]:
     """The block's task is cancelled when the session's connection is lost, for then nobody waits for it."""
-    if session is None:
-        yield
-        return
     task = asyncio.current_task()
     assert task is not None
     ended = False
@@ -289,8 +297,8 @@ def exports_of(request: m.SolveRequest) -> tuple[Export, ...]:
     return ()
 
 
-def _record(build: Build, request: m.SolveRequest, error: BaseException | None) -> None:
-    record = build.record
+def _record(build: Build, error: BaseException | None) -> None:
+    record, request = build.record, build.request
     record.frontend, record.frontend_attrs = request.frontend, request.frontend_attrs
     record.exporters = request.exporters
     record.completed_at = timestamp(time.time_ns())

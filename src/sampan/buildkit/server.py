@@ -17,6 +17,7 @@ from sampan.buildkit.builds import Builds
 from sampan.buildkit.control import Control
 from sampan.buildkit.gateway import Gateway
 from sampan.buildkit.link import Link, Stream
+from sampan.buildkit.older import Older
 from sampan.buildkit.service import Perform, dispatcher, many, one
 from sampan.buildkit.session import Session, Sessions
 
@@ -38,6 +39,7 @@ class Server:
         self._links: set[Link] = set()
         control = Control(builder, self.sessions, self.builds)
         gateway = Gateway(control)
+        self.older = Older(control)
         self._serve = dispatcher(_methods(control, gateway))
 
     async def control(self, fd: int, preread: bytes) -> None:

@@ -125,6 +125,8 @@ class Sessions:
 
     async def get(self, ident: str) -> Session:
         """The session of that id, waited for a while. Raises GrpcError where none comes."""
+        if not ident:
+            raise GrpcError("the build names no session")
         ident = ident.rpartition(":")[2]  # a prefix only tells apart what several sessions share
         try:
             async with asyncio.timeout(ARRIVAL_SECONDS):
