@@ -31,7 +31,16 @@ EXEC_FAILED = 255
 class Context:
     """What the global flags decided."""
 
-    __slots__ = ("cgroup_driver", "log", "no_cgroup", "program", "root", "root_given", "rootless")
+    __slots__ = (
+        "cgroup_driver",
+        "debug",
+        "log",
+        "no_cgroup",
+        "program",
+        "root",
+        "root_given",
+        "rootless",
+    )
 
     def __init__(self, flags: Parsed, program: str) -> None:
         self.program = program
@@ -50,7 +59,8 @@ class Context:
         shape = flags.text("log-format", "text")
         if shape not in ("text", "json", ""):
             raise InvalidArgument(f"invalid log-format: {shape}")
-        level = "debug" if flags.flag("debug") else "info"
+        self.debug = flags.flag("debug")
+        level = "debug" if self.debug else "info"
         path = flags.text("log")
         for prefix in ("file:",):
             path = path.removeprefix(prefix)

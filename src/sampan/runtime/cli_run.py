@@ -147,6 +147,8 @@ def _options(context: Context, parsed: Parsed, spec: Spec) -> CreateOptions:
     options.preserve_fds = _preserved(parsed.number("preserve-fds") + _listen_fds(spec))
     options.seccomp_cache = context.root + "/.seccomp"
     options.notify_socket = environment("NOTIFY_SOCKET")
+    if context.debug:
+        options.tell = context.log.debug
     return options
 
 
@@ -222,6 +224,9 @@ def execute(context: Context, parsed: Parsed) -> int:
         preserve_fds=_preserved(parsed.number("preserve-fds")),
         seccomp_cache=context.root + "/.seccomp",
     )
+    if context.debug:
+        for line in plan.describe():
+            context.log.debug(line)
     socket = parsed.text("console-socket")
     console = verbs._connect(socket) if socket else -1
     child = join(plan, cgroup=_cgroup_of(container, parsed), console_socket=console)

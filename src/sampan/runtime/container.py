@@ -39,6 +39,7 @@ from .validate import validate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from sampan.cgroups.manager import Manager
@@ -153,7 +154,7 @@ class CreateOptions:
 
     __slots__ = (
         "cgroup_driver", "console_socket", "new_keyring", "no_cgroup", "no_pivot", "notify_socket", "pid_file",
-        "pidfd_socket", "preserve_fds", "rootless", "seccomp_cache",
+        "pidfd_socket", "preserve_fds", "rootless", "seccomp_cache", "tell",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -170,6 +171,9 @@ class CreateOptions:
         self.preserve_fds: tuple[int, ...] = ()
         self.rootless = False
         self.seccomp_cache = ""
+        self.tell: Callable[[str], None] | None = (
+            None  # gets the plan's lines before they are carried out
+        )
 
 
 def load_spec(bundle: str, config: str = "config.json") -> tuple[Spec, bytes]:
@@ -221,6 +225,9 @@ def create(
         preserve_fds=options.preserve_fds,
         extra={"seccomp_cache": options.seccomp_cache},
     )
+    if options.tell is not None:
+        for line in plan.describe():
+            options.tell(line)
     make_directories(store.root, 0o711)
     try:
         posix.mkdir(directory, 0o711)

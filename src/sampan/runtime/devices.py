@@ -71,6 +71,8 @@ def make_nodes(stage: Stage, nodes: tuple[Node, ...], bind: bool) -> None:
     """The device nodes, by mknod; in a user namespace, where mknod is refused, as binds of the host's."""
     posix.close(open_dev(stage))
     for path, mode, major, minor, uid, gid in nodes:
+        if path == "/dev/ptmx":
+            continue  # the container's own devpts has it: make_links
         if bind:
             _bind_node(stage, path)
             continue

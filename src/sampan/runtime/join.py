@@ -244,6 +244,9 @@ def _join(
     staged = False
     try:
         try:
+            setns(
+                back, c.CLONE_NEWPID
+            )  # could we come back? Not where it is the host's and we are not
             setns(handles["pidfd"], c.CLONE_NEWPID)
         except PermissionError:
             staged = True  # not root: the right to the pid namespace comes with the user namespace

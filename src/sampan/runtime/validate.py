@@ -172,8 +172,11 @@ def check_types(value: Any, kind: Any, field: str) -> None:
     elif isinstance(kind, tuple):
         if not isinstance(value, dict):
             raise _wrong(field, "an object", value)
-        for name, item in value.items():
-            check_types(item, kind[1], f"{field}.{name}")
+        for name, item in list(value.items()):
+            if item is None:
+                del value[name]
+            else:
+                check_types(item, kind[1], f"{field}.{name}")
     else:
         _check_scalar(value, kind, field)
 
@@ -183,6 +186,9 @@ def _check_object(value: Any, kind: dict[str, Any], field: str) -> None:
         raise _wrong(field or "config.json", "an object", value)
     prefix = field + "." if field else ""
     for name, item in list(value.items()):
+        if item is None:
+            del value[name]  # absent, as Go has it
+            continue
         if name not in kind:
             name = _as_spelled(value, name, kind)
         if name in kind:
@@ -414,7 +420,7 @@ def _check_net_devices(devices: Any, kinds: set[str]) -> None:
         for text in (name, (device or {}).get("name", name)):
             if (
                 not text
-                or len(text.encode()) > 15
+                or len(text.encode("utf-8", "replace")) > 15
                 or text in (".", "..")
                 or any(x in text for x in "/: \t\n")
             ):
@@ -541,6 +547,7 @@ _NEEDED = {
     "throttleReadIOPSDevice": ("major", "minor", "rate"),
     "throttleWriteIOPSDevice": ("major", "minor", "rate"),
     "weightDevice": ("major", "minor"),
+    "priorities": ("name", "priority"),
 }
 
 
@@ -550,10 +557,14 @@ def _check_resources(spec: Any) -> None:
 
 def check_resources(resources: Any, field: str) -> None:
     """What a limit needs to be one; also of `update`."""
-    tables = (("", resources), ("blockIO.", resources.get("blockIO") or {}))
-    for prefix, table in tables:
+    tables = {
+        "": resources,
+        "blockIO.": resources.get("blockIO"),
+        "network.": resources.get("network"),
+    }
+    for prefix, table in tables.items():
         for name, needed in _NEEDED.items():
-            for index, item in enumerate(table.get(name) or ()):
+            for index, item in enumerate((table or {}).get(name) or ()):
                 for key in needed:
                     if item.get(key) is None:
                         raise InvalidArgument(f"{field}.{prefix}{name}[{index}].{key}: required")

@@ -146,3 +146,50 @@ def test_process_json_of_exec_is_held_to_the_same() -> None:
     validate_process({"cwd": "/", "args": ["sh"]})
     with pytest.raises(InvalidArgument, match=r"process\.user\.gid"):
         validate_process({"cwd": "/", "args": ["sh"], "user": {"gid": -5}})
+
+
+def test_null_is_absent_and_case_is_as_go_reads_it() -> None:
+    spec: Any = example_spec()
+    spec["process"]["user"]["umask"] = None
+    spec["linux"]["timeOffsets"] = {"monotonic": None}
+    spec["linux"]["namespaces"].append({"type": "time"})
+    spec["linux"]["resources"]["hugepageLimits"] = [{"pagesize": "2MB", "limit": 4096}]
+    checked: Any = validate(spec)
+    assert "umask" not in checked["process"]["user"]
+    assert checked["linux"]["timeOffsets"] == {}
+    assert checked["linux"]["resources"]["hugepageLimits"] == [{"pageSize": "2MB", "limit": 4096}]
+
+
+@pytest.mark.parametrize(
+    ("resources", "field"),
+    [
+        ({"hugepageLimits": [{"limit": 1}]}, "linux.resources.hugepageLimits[0].pageSize"),
+        ({"blockIO": {"weightDevice": [{"minor": 1}]}}, "linux.resources.blockIO.weightDevice[0].major"),
+        ({"network": {"priorities": [{"priority": 1}]}}, "linux.resources.network.priorities[0].name"),
+    ],
+)  # fmt: skip
+def test_a_limit_without_what_it_limits_is_refused(resources: dict[str, Any], field: str) -> None:
+    spec: Any = example_spec()
+    spec["linux"]["resources"].update(resources)
+    with pytest.raises(InvalidArgument) as caught:
+        validate(spec)
+    assert str(caught.value).startswith(field)
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({}, "linux.memoryPolicy.mode: invalid memory policy mode"),
+        ({"mode": "INTERLEAVE"}, "linux.memoryPolicy.mode: invalid memory policy mode"),
+        ({"mode": "MPOL_BIND", "nodes": "0", "flags": ["x"]}, "linux.memoryPolicy.flags: invalid memory policy flag"),
+        ({"mode": "MPOL_BIND", "nodes": "0-9876543210"}, "linux.memoryPolicy.nodes: invalid memory policy node"),
+        ({"mode": "MPOL_DEFAULT", "nodes": "0-7"}, "mode requires 0 nodes but got 8"),
+        ({"mode": "MPOL_BIND"}, "requires at least one node"),
+    ],
+)  # fmt: skip
+def test_memory_policies_that_are_none_are_refused(policy: dict[str, Any], words: str) -> None:
+    spec: Any = example_spec()
+    spec["linux"]["memoryPolicy"] = policy
+    with pytest.raises(InvalidArgument) as caught:
+        validate(spec)
+    assert words in str(caught.value)
