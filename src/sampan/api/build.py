@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from sampan.api import build_run
 from sampan.api.buildkit import BuildKit
 from sampan.api.call import Call, header_json
 from sampan.api.progress import Report, progress_stream
@@ -50,6 +51,7 @@ def routes(builder: Builder, buildkit: BuildKit) -> tuple[Route, ...]:
         post("/build", build_image),
         post("/build/cancel", cancel),
         post("/build/prune", prune_cache),
+        *build_run.routes(builder),
     )
 
 

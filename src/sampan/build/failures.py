@@ -29,6 +29,7 @@ class CommandFailed(InvalidArgument):
         )
         self.exit_code = code
         self.oom_killed = oom_killed
+        self.image: dict[str, str] = {}  # what it left, where that was asked for
         self.operation = operation
         self.line = operation.label.start
         self.end = operation.label.end

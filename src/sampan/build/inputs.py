@@ -47,6 +47,7 @@ class Inputs:
         self._named = named
         self._main = main
         self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
+        self._own: list[Context] = []  # what was made here; the client's are the client's
         self._secrets: dict[str, bytes | None] = {}
 
     def _once(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
@@ -108,12 +109,11 @@ class Inputs:
     async def new(self) -> Context:
         """An empty directory, deleted at the end."""
 
-        async def make() -> Context:
-            return await self.builder.engine.run_blocking(
-                Context.new, self.builder.cache.contexts_dir
-            )
-
-        return await self._once(object(), make)
+        context = await self.builder.engine.run_blocking(
+            Context.new, self.builder.cache.contexts_dir
+        )
+        self._own.append(context)
+        return context
 
     async def fetched(self, source: HttpSource | GitSource, title: str) -> Context:
         """A file or a checkout from the network, in a directory of its own."""
@@ -122,14 +122,8 @@ class Inputs:
     async def _fetch(self, source: HttpSource | GitSource, title: str) -> Context:
         with self.board.task(digest(title.encode()), title):
             secrets = await self.secrets(fetch.secret_names(source))
-            context = await self.builder.engine.run_blocking(
-                Context.new, self.builder.cache.contexts_dir
-            )
-            try:
-                await self.builder.engine.run_blocking(fetch.fetch, source, context, secrets)
-            except BaseException:
-                await self.builder.engine.run_blocking(context.close)
-                raise
+            context = await self.new()
+            await self.builder.engine.run_blocking(fetch.fetch, source, context, secrets)
             return context
 
     # -- secrets
@@ -149,9 +143,9 @@ class Inputs:
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, Context):
-                await self.builder.engine.run_blocking(result.close)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for context in self._own:
+            await self.builder.engine.run_blocking(context.close)
         self._secrets.clear()
         try:
             await self.client.close()

@@ -157,6 +157,7 @@ class Packer:
                 total.update(piece)
                 size += len(piece)
                 file.write(piece)
+        file.flush()
         kind = OCI_LAYER_GZIP if self._oci else DOCKER_LAYER_GZIP
         descriptor = Descriptor(media_type=kind, digest="sha256:" + total.hexdigest(), size=size)
 

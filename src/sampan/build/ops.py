@@ -39,8 +39,11 @@ from sampan.build.mounts import StepMounts, Stubs
 from sampan.build.stack import Stack, chained
 from sampan.engine import steps
 from sampan.errors import InvalidArgument, SampanError
+from sampan.images.assemble import NewLayer, Parts, assemble
 from sampan.spec.engine.container import HostConfig
+from sampan.spec.image import OCI_LAYER, Descriptor, RunConfig
 from sampan.storage.streams import ChunkReader, HashingReader
+from sampan.units import rfc3339nano
 
 if TYPE_CHECKING:
     from sampan.build.solve import Solver
@@ -56,10 +59,11 @@ NO_PROGRAM = (
 class Performer:
     """See the module."""
 
-    def __init__(self, solver: Solver, host: HostConfig) -> None:
+    def __init__(self, solver: Solver, host: HostConfig, *, keep_failed: bool) -> None:
         self.solver = solver
         self.engine = solver.engine
         self.host = host
+        self.keep_failed = keep_failed
 
     async def perform(
         self,
@@ -83,9 +87,31 @@ class Performer:
                 await blocking(self._workdir, operation, step_id)
             commit = self._lay if apart else self._commit
             return await blocking(commit, step_id, parent, operation.label.name)
-        except BaseException:
-            await asyncio.shield(blocking(self._discard, step_id))
+        except BaseException as error:
+            if isinstance(error, CommandFailed) and self.keep_failed:
+                error.image = await blocking(self._kept, error.operation, parent, step_id)
+            else:
+                await asyncio.shield(blocking(self._discard, step_id))
             raise
+
+    def _kept(self, operation: Run, parent: Stack, step_id: str) -> dict[str, str]:
+        """What a failed RUN left as an image without a name, set up as the step was."""
+        record = self._commit(step_id, parent, operation.label.name)
+        assert record.layer is not None
+        layer = NewLayer(
+            descriptor=Descriptor(media_type=OCI_LAYER, digest=record.layer.diff_id, size=record.layer.size),
+            diff_id=record.layer.diff_id,
+        )  # fmt: skip
+        config = RunConfig(
+            env=operation.env, working_dir=operation.cwd, user=operation.user, cmd=operation.args[:1] or ("/bin/sh",)
+        )  # fmt: skip
+        parts = Parts(
+            config=config,
+            layers=(*parent.layers, layer),
+            history=(),
+            created=rfc3339nano(record.created_ns),
+        )
+        return {"id": assemble(self.engine.catalog, parts).id}
 
     def _discard(self, step_id: str) -> None:
         try:

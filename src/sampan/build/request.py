@@ -74,6 +74,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     exports: tuple[Export, ...] = ()
     attests: dict[str, str] = {}
     call: str = ""
+    keep_failed: bool = False  # what a failed RUN left becomes an image, for people to look at
 
 
 def boolean(text: str, complaint: str) -> bool:

@@ -83,7 +83,10 @@ async def make(builder: Builder, request: BuildRequest, client: Client, sink: Si
             await frontend.read()
             made.source = frontend.source
             made.plans = await frontend.plans()
-            solver = Solver(builder, host=request.host, inputs=frontend.inputs, board=board)
+            solver = Solver(
+                builder, host=request.host, inputs=frontend.inputs, board=board,
+                keep_failed=request.keep_failed,
+            )  # fmt: skip
             undo.push_async_callback(solver.close)
             made.results = await solve(solver, made.plans)
         except Exception as error:

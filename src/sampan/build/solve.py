@@ -57,14 +57,22 @@ if TYPE_CHECKING:
 class Solver:
     """One build's view of the graph."""
 
-    def __init__(self, builder: Builder, *, host: HostConfig, inputs: Inputs, board: Board) -> None:
+    def __init__(
+        self,
+        builder: Builder,
+        *,
+        host: HostConfig,
+        inputs: Inputs,
+        board: Board,
+        keep_failed: bool = False,
+    ) -> None:
         self.builder = builder
         self.engine: Engine = builder.engine
         self.cache: BuildCache = builder.cache
         self.inputs = inputs
         self.board = board
         self.pins = ExitStack()
-        self._performer = Performer(self, host)
+        self._performer = Performer(self, host, keep_failed=keep_failed)
         self._tasks: dict[Operation, asyncio.Task[Stack]] = {}
         self._vertices: dict[Operation, Task] = {}
 

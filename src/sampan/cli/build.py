@@ -1,4 +1,5 @@
-"""`build`: the context packed and sent, the engine's steps shown.
+"""`build`: the context packed and sent, the engine's steps shown. An engine of ours gets it another way, which knows
+more (cli/buildrun.py); here is what every engine of Docker's kind understands.
 
 A context is a directory (packed here, .dockerignore honoured), `-` (a Dockerfile or a tar archive on standard input),
 or a URL (of a git repository, an archive or a Dockerfile), which the engine fetches itself.
@@ -51,6 +52,10 @@ def build(session: Session, options: Options) -> int:
     id_file = options.text("iidfile")
     if id_file and os.path.exists(id_file):
         os.unlink(id_file)
+    if _is_ours(session):
+        from sampan.cli import buildrun
+
+        return buildrun.run(session, options)
     context = context_of(options)
     stream = context.stream
     if stream is not None and options.flag("compress"):
@@ -66,6 +71,13 @@ def build(session: Session, options: Options) -> int:
         headers={"Content-Type": "application/x-tar", "X-Registry-Config": _credentials(session)},
     )
     return _show(reply.lines(), options, id_file)
+
+
+def _is_ours(session: Session) -> bool:
+    """Whether the engine knows builds of our own kind."""
+    reply = session.client.send("GET", "/build/run")
+    reply.read()
+    return reply.status == 200
 
 
 def _announced(stream: Iterator[bytes]) -> Iterator[bytes]:
@@ -147,18 +159,27 @@ def context_of(options: Options) -> Context:
 
 
 def _from_stdin(dockerfile: str) -> Context:
+    found = from_stdin(dockerfile)
+    if isinstance(found, bytes):
+        return Context(
+            iter([tarball.single("Dockerfile", found, 0o600), b"\0" * 1024]), "Dockerfile"
+        )
+    return Context(found, dockerfile or "Dockerfile")
+
+
+def from_stdin(dockerfile: str) -> bytes | Iterator[bytes]:
+    """A Dockerfile, or the pieces of an archive."""
     first = b""
     while len(first) < 512 and (piece := posix.read(0, 1 << 18)):
         first += piece
-    is_archive = first.startswith(ARCHIVES) or first[257:262] == b"ustar" or _is_old_tar(first)
-    if is_archive:
-        return Context(_rest(first), dockerfile or "Dockerfile")
+    if first.startswith(ARCHIVES) or first[257:262] == b"ustar" or _is_old_tar(first):
+        return _rest(first)
     if dockerfile:
         raise Failure("ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles")
     text = b"".join(_rest(first))
     if not text.strip():
         raise Failure("unable to prepare context: the Dockerfile (Dockerfile) cannot be empty")
-    return Context(iter([tarball.single("Dockerfile", text, 0o600), b"\0" * 1024]), "Dockerfile")
+    return text
 
 
 def _is_old_tar(first: bytes) -> bool:
@@ -271,13 +292,13 @@ def _query(session: Session, options: Options, context: Context) -> dict[str, An
         "shmsize": number("shm-size"),
         "networkmode": options.text("network"),
         "extrahosts": options.list("add-host"),
-        "platform": options.text("platform") or getenv("DOCKER_DEFAULT_PLATFORM"),
+        "platform": ",".join(options.list("platform")) or getenv("DOCKER_DEFAULT_PLATFORM"),
         "target": options.text("target"),
         "squash": options.flag("squash"),
         "securityopt": wire.dumps(options.list("security-opt"))
         if options.list("security-opt")
         else "",
-        "buildargs": wire.dumps(_build_args(session, options)),
+        "buildargs": wire.dumps(build_args(session, options)),
         "labels": wire.dumps(pairs(options.list("label"))),
         "cachefrom": wire.dumps(options.list("cache-from")),
         "ulimits": wire.dumps([limits[name] for name in sorted(limits)]) if limits else "",
@@ -286,7 +307,7 @@ def _query(session: Session, options: Options, context: Context) -> dict[str, An
     return query
 
 
-def _build_args(session: Session, options: Options) -> dict[str, str | None]:
+def build_args(session: Session, options: Options) -> dict[str, str | None]:
     from sampan.cli.create import proxy_environment
 
     made: dict[str, str | None] = dict(

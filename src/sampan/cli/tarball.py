@@ -258,7 +258,8 @@ class Reader:
         """What is left of the current member's data."""
         while self._left:
             if not self._buffer:
-                self._buffer = self._take(1)
+                first = self._take(1)
+                self._buffer = first + self._buffer
             piece, self._buffer = self._buffer[: self._left], self._buffer[self._left :]
             self._left -= len(piece)
             yield piece
