@@ -63,21 +63,17 @@ def delete(
     """`docker rmi TEXT`. Conflict, in Docker's words, where something stands against it."""
     with catalog.lock:
         image = catalog.resolve(text)
-        items: list[DeleteItem] = []
-        quiet = False
+        draft = _Draft(catalog, users)
         if catalog.is_id_of(image, text):
-            if _is_single_reference(image.references):
-                _check(catalog, image, force=force, users=users, check_references=False)
-                items += _untag_all(catalog, image)
+            if _is_single_reference(draft.references(image.id)):
+                draft.check(image.id, force=force, check_references=False)
+                draft.untag_all(image.id)
+            draft.delete(image.id, force=force, prune=not noprune)
         else:
-            items += _untag_name(catalog, image, text, force=force, users=users)
-            if any(entry.name for entry in _entries(catalog, image.id)):
-                return items
-            quiet = True
-        items += _delete_image(
-            catalog, image.id, force=force, prune=not noprune, quiet=quiet, users=users
-        )
-        return items
+            draft.untag_name(image.id, text, force=force)
+            if not draft.is_named(image.id):
+                draft.delete_loose(image.id, force=force, prune=not noprune)
+        return draft.perform()
 
 
 def prune(
@@ -88,23 +84,18 @@ def prune(
     users: Users = nobody,
 ) -> tuple[list[DeleteItem], int]:
     """Remove images that nobody uses; returns what went and the bytes that came free."""
-    items: list[DeleteItem] = []
     with catalog.lock:
         sizes = _layer_sizes(catalog)
+        draft = _Draft(catalog, users)
         for image in catalog.images():
             if dangling_only and not image.is_dangling:
                 continue
-            if users(image.id) or children(catalog, image.id) or not wanted(image):
+            if users(image.id) or draft.children.get(image.id) or not wanted(image):
                 continue
-            if not any(e.image_id == image.id for e in catalog.table.entries):
-                continue  # went with a child of its own
-            try:
-                items += _untag_all(catalog, image)
-                items += _delete_image(
-                    catalog, image.id, force=False, prune=True, quiet=False, users=users
-                )
-            except Conflict:
-                continue
+            if image.id in draft.lines:  # it may have gone with a child of its own
+                draft.untag_all(image.id)
+                draft.delete(image.id, force=False, prune=True)
+        items = draft.perform()
         collected = collect(catalog)
         left = _layer_sizes(catalog)
         freed = sum(size for layer, size in sizes.items() if layer not in left) + collected.bytes
@@ -116,109 +107,133 @@ def children(catalog: Catalog, image_id: str) -> list[str]:
     return list(dict.fromkeys(e.image_id for e in catalog.table.entries if e.parent == image_id))
 
 
-# --- steps -------------------------------------------------------------------------------------------
+# --- deciding ----------------------------------------------------------------------------------------
 
 
-def _untag_name(
-    catalog: Catalog, image: Image, text: str, *, force: bool, users: Users
-) -> list[DeleteItem]:
-    reference = parse_normalized(text)
-    used_by = users(image.id)
-    if not force and used_by and _is_single_reference(image.references):
-        raise Conflict(
-            f'conflict: unable to remove repository reference "{text}" (must force) - '
-            f"container {used_by[0].container_id[:12]} is using its referenced image "
-            f"{_short(image.id)}"
-        )
-    entry = catalog.lookup(reference)
-    if entry is None or entry.reference is None:
-        raise NotFound(f"No such image: {reference.with_default_tag().familiar()}")
-    gone = [entry]
-    if not entry.reference.digest:
-        same_repository = [
-            e
-            for e in image.entries
-            if e is not entry and e.reference and e.reference.name == entry.reference.name
-        ]
-        if all(e.reference and e.reference.digest for e in same_repository):
-            gone += same_repository
-    return _untag(catalog, gone)
+class _Draft:
+    """The table as it will be after all that was decided so far. `perform` writes it once, then lets content go.
 
+    Whoever has one holds the catalogue's lock. Raising leaves everything as it was.
+    """
 
-def _untag_all(catalog: Catalog, image: Image) -> list[DeleteItem]:
-    return _untag(catalog, [e for e in _entries(catalog, image.id) if e.name])
+    def __init__(self, catalog: Catalog, users: Users) -> None:
+        self._catalog = catalog
+        self._users = users
+        self.lines: dict[str, list[Entry]] = {}  # by image
+        self.children: dict[str, set[str]] = {}  # by the image that they were made from
+        for entry in catalog.table.entries:
+            self.lines.setdefault(entry.image_id, []).append(entry)
+            if entry.parent:
+                self.children.setdefault(entry.parent, set()).add(entry.image_id)
+        self._done: list[DeleteItem | Image] = []  # an image: it went, with its content
 
+    def references(self, image_id: str) -> list[Reference]:
+        return [e.reference for e in self.lines[image_id] if e.reference is not None]
 
-def _untag(catalog: Catalog, gone: list[Entry]) -> list[DeleteItem]:
-    names = {entry.name for entry in gone}
-    kept = [e for e in catalog.table.entries if not (e.name and e.name in names)]
-    catalog.table.replace(with_dangling(kept, gone))
-    return [
-        DeleteItem(untagged=e.reference.familiar(), image_id=e.image_id)
-        for e in gone
-        if e.reference is not None
-    ]
+    def is_named(self, image_id: str) -> bool:
+        return any(entry.name for entry in self.lines[image_id])
 
-
-def _delete_image(
-    catalog: Catalog, image_id: str, *, force: bool, prune: bool, quiet: bool, users: Users
-) -> list[DeleteItem]:
-    image = catalog.get(image_id)
-    try:
-        _check(catalog, image, force=force, users=users, check_references=True)
-    except Conflict:
-        is_loose = not image.references and not children(catalog, image_id)
-        if quiet and (not is_loose or users(image_id)):
-            return []
-        raise
-    items = _untag_all(catalog, image)
-    parent = image.parent
-    layers = image.chain_ids
-    catalog.table.replace(e for e in catalog.table.entries if e.image_id != image_id)
-    items.append(DeleteItem(deleted=image_id, image_id=image_id))
-    removed = collect_image(catalog, image, layers)
-    items += [DeleteItem(deleted=chain_id) for chain_id in removed]
-    if prune and parent and any(e.image_id == parent for e in catalog.table.entries):
-        items += _delete_image(catalog, parent, force=False, prune=True, quiet=True, users=users)
-    return items
-
-
-def _check(
-    catalog: Catalog, image: Image, *, force: bool, users: Users, check_references: bool
-) -> None:
-    """Every reason not to delete, hardest first."""
-    if children(catalog, image.id):
-        raise _conflict(image, "cannot be forced", "image has dependent child images")
-    used_by = users(image.id)
-    for use in used_by:
-        if use.running:
+    def check(self, image_id: str, *, force: bool, check_references: bool) -> None:
+        """Conflict with the first reason not to delete, hardest first."""
+        if self.children.get(image_id):
+            raise _conflict(image_id, "cannot be forced", "image has dependent child images")
+        used_by = self._users(image_id)
+        for use in used_by:
+            if use.running:
+                raise _conflict(
+                    image_id,
+                    "cannot be forced",
+                    f"image is being used by running container {use.container_id[:12]}",
+                )
+        if force:
+            return
+        if check_references and self.is_named(image_id):
             raise _conflict(
-                image,
-                "cannot be forced",
-                f"image is being used by running container {use.container_id[:12]}",
+                image_id, "must be forced", "image is referenced in multiple repositories"
             )
-    if force:
-        return
-    if check_references and image.references:
-        raise _conflict(image, "must be forced", "image is referenced in multiple repositories")
-    if used_by:
-        raise _conflict(
-            image,
-            "must be forced",
-            f"image is being used by stopped container {used_by[0].container_id[:12]}",
-        )
+        if used_by:
+            raise _conflict(
+                image_id,
+                "must be forced",
+                f"image is being used by stopped container {used_by[0].container_id[:12]}",
+            )
+
+    def untag_name(self, image_id: str, text: str, *, force: bool) -> None:
+        """One name; with the last tag of a repository also its digests."""
+        used_by = self._users(image_id)
+        if not force and used_by and _is_single_reference(self.references(image_id)):
+            raise Conflict(
+                f'conflict: unable to remove repository reference "{text}" (must force) - '
+                f"container {used_by[0].container_id[:12]} is using its referenced image "
+                f"{_short(image_id)}"
+            )
+        entry = self._catalog.lookup(parse_normalized(text))
+        if entry is None or entry.reference is None:
+            wanted = parse_normalized(text).with_default_tag()
+            raise NotFound(f"No such image: {wanted.familiar()}")
+        gone = [entry]
+        if not entry.reference.digest:
+            same_repository = [
+                e
+                for e in self.lines[image_id]
+                if e is not entry and e.reference and e.reference.name == entry.reference.name
+            ]
+            if all(e.reference and e.reference.digest for e in same_repository):
+                gone += same_repository
+        self._untag(image_id, gone)
+
+    def untag_all(self, image_id: str) -> None:
+        self._untag(image_id, [e for e in self.lines[image_id] if e.name])
+
+    def delete(self, image_id: str, *, force: bool, prune: bool) -> None:
+        """The image, and with `prune` the nameless ones that it was made from."""
+        self.check(image_id, force=force, check_references=True)
+        image = self._catalog.get(image_id)
+        self.untag_all(image_id)
+        del self.lines[image_id]
+        for parent in {image.parent} & self.children.keys():
+            self.children[parent].discard(image_id)
+        self._done.append(image)
+        if prune and image.parent in self.lines:
+            self.delete_loose(image.parent, force=False, prune=True)
+
+    def delete_loose(self, image_id: str, *, force: bool, prune: bool) -> None:
+        """The same for an image that was not asked for by itself: what stands against it keeps it, in silence."""
+        try:
+            self.delete(image_id, force=force, prune=prune)
+        except Conflict:
+            return
+
+    def perform(self) -> list[DeleteItem]:
+        """On disk: the table, then what only the images had that went. In the order in which it was decided."""
+        self._catalog.table.replace(entry for lines in self.lines.values() for entry in lines)
+        needed = _needed(self._catalog)
+        items: list[DeleteItem] = []
+        for done in self._done:
+            if isinstance(done, DeleteItem):
+                items.append(done)
+            else:
+                items.append(DeleteItem(deleted=done.id, image_id=done.id))
+                layers = collect_image(self._catalog, done, done.chain_ids, needed)
+                items += [DeleteItem(deleted=chain_id) for chain_id in layers]
+        return items
+
+    def _untag(self, image_id: str, gone: list[Entry]) -> None:
+        kept = [e for e in self.lines[image_id] if e not in gone]
+        self.lines[image_id] = with_dangling(kept, gone)
+        self._done += [
+            DeleteItem(untagged=e.reference.familiar(), image_id=image_id)
+            for e in gone
+            if e.reference is not None
+        ]
 
 
-def _conflict(image: Image, how: str, why: str) -> Conflict:
-    return Conflict(f"conflict: unable to delete {_short(image.id)} ({how}) - {why}")
+def _conflict(image_id: str, how: str, why: str) -> Conflict:
+    return Conflict(f"conflict: unable to delete {_short(image_id)} ({how}) - {why}")
 
 
 def _short(image_id: str) -> str:
     return digest_hex(image_id)[:12]
-
-
-def _entries(catalog: Catalog, image_id: str) -> list[Entry]:
-    return [e for e in catalog.table.entries if e.image_id == image_id]
 
 
 def _is_single_reference(references: Iterable[Reference]) -> bool:
@@ -237,9 +252,10 @@ def _is_single_reference(references: Iterable[Reference]) -> bool:
 # --- collecting --------------------------------------------------------------------------------------
 
 
-def collect_image(catalog: Catalog, image: Image, layers: tuple[str, ...]) -> list[str]:
+def collect_image(
+    catalog: Catalog, image: Image, layers: tuple[str, ...], needed: set[str]
+) -> list[str]:
     """After an image left the table: its own blobs and layers, as far as nobody else needs them."""
-    needed = _needed(catalog)
     gone = []
     for chain_id in reversed(layers):
         if chain_id in needed or not catalog.remove_layer(chain_id):
