@@ -15,7 +15,7 @@ from sampan.api.progress import progress_stream
 from sampan.api.router import Route, post
 from sampan.api.transfers import receive
 from sampan.build.request import BuildRequest, Export
-from sampan.errors import Conflict, Internal, InvalidArgument
+from sampan.errors import Conflict, InvalidArgument
 
 if TYPE_CHECKING:
     from sampan.build.builder import Builder
@@ -46,14 +46,14 @@ class BuildKit:
 
     async def grpc(self, call: Call) -> None:
         """Serve the client's calls until it leaves."""
-        _check_upgrade(call, Internal)
+        _check_upgrade(call)
         server = self.server()
         raw = await call.reply.take_over(SWITCHING)
         await server.control(raw.fd, raw.preread)
 
     async def session(self, call: Call) -> None:
         """Keep the session until the client leaves."""
-        _check_upgrade(call, InvalidArgument)
+        _check_upgrade(call)
         ident = call.header(SESSION + "uuid")
         if not ident:
             raise InvalidArgument("the session has no id")
@@ -98,9 +98,9 @@ def _outputs(call: Call) -> tuple[Export, ...]:
     return tuple(Export(type=each.type, attrs=each.attrs or {}) for each in found)
 
 
-def _check_upgrade(call: Call, kind: type[Internal] | type[InvalidArgument]) -> None:
+def _check_upgrade(call: Call) -> None:
     said = call.request.head.upgrade
     if not said:
-        raise kind("no upgrade proto in request")
+        raise InvalidArgument("no upgrade proto in request")
     if said != "h2c":
-        raise kind(f"protocol {said} not supported")
+        raise InvalidArgument(f"protocol {said} not supported")

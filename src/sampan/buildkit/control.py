@@ -235,13 +235,15 @@ class Control:
 
         before = await self.disk_usage(stream, m.DiskUsageRequest())
         filters: dict[str, list[str]] = {}
-        for text in request.filter:
+        for text in filter(None, request.filter):
             key, _, value = text.replace("~=", "=").replace("==", "=").partition("=")
             filters.setdefault(key, []).append(value)
         if request.keep_duration:
             filters["until"] = [f"{request.keep_duration}ns"]
         keep = request.reserved_space or request.max_used_space
         await prune(self.builder, filters, everything=request.all, keep_bytes=keep)
+        if request.all and not filters:
+            await self.engine.run_blocking(self.contexts.clear)
         after = {r.id for r in (await self.disk_usage(stream, m.DiskUsageRequest())).record}
         for record in before.record:
             if record.id not in after:
@@ -321,7 +323,7 @@ def _fits(record: m.UsageRecord, filters: list[str]) -> bool:
         "shared": _word(record.shared), "mutable": _word(record.mutable), "inuse": _word(record.in_use),
         "private": _word(not record.shared), "immutable": _word(not record.mutable),
     }  # fmt: skip
-    return all(_fits_one(facts, text) for each in filters for text in each.split(","))
+    return all(_fits_one(facts, text) for each in filters for text in each.split(",") if text)
 
 
 def _word(value: bool) -> str:
