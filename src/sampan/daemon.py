@@ -79,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
         start_logging(config)
         os.umask(0o022)
         inside = rootless.enter(config) if config.rootless and os.geteuid() != 0 else None
+        if inside is not None:
+            config = msgspec.structs.replace(config, cgroup_driver="none")
         with Lock(config):
             asyncio.run(serve(config, inside))
     except SampanError as error:
@@ -259,13 +261,16 @@ def probe_host(
 ) -> SharedFacts:
     """What this machine is and can, for the parts that only decide."""
     uname = os.uname()
+    version = 2 if host.mode == "v2" else 1
+    if config.cgroup_driver == "none":
+        host = cgroups.detect("", "", "")  # whatever there is, it is not ours
     memory = host.mounts.get("memory", "")
     return SharedFacts(
         kernel=uname.release,
         architecture=GOARCH.get(uname.machine, uname.machine),
         cpus=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        cgroup_version=2 if host.mode == "v2" else 1,
+        cgroup_version=version,
         has_memory_limit=host.has("memory"),
         has_swap_limit=host.mode == "v2" or os.path.exists(f"{memory}/memory.memsw.limit_in_bytes"),
         has_cpu_cfs=host.has("cpu"),

@@ -210,9 +210,13 @@ def _start_namespaces(facts_path: Path) -> dict[str, Any]:
     """The holder, and a way out of its network namespace; written down for the next daemon."""
     holder = Inside.fresh(lambda: _spawn(["sleep", "infinity"]))
     processes = [holder]
+    # By a name of its own: who has given up capabilities may not look through the holder's /proc any more.
+    netns = facts_path.parent / "netns"
+    netns.touch(mode=0o600)
+    mount(f"/proc/{holder[0]}/ns/net", str(netns), None, c.MS_BIND)
     uplink = ""
     for name, begin in (("pasta", _pasta), ("slirp4netns", _slirp4netns)):
-        pid = begin(holder[0], facts_path.parent) if shutil.which(name) else 0
+        pid = begin(str(netns), facts_path.parent) if shutil.which(name) else 0
         if pid:
             uplink = name
             processes.append((pid, procfs.start_time(pid)))
@@ -236,13 +240,13 @@ def _spawn(command: list[str], **options: Any) -> tuple[int, int]:
     return process.pid, procfs.start_time(process.pid)
 
 
-def _pasta(holder: int, run: Path) -> int:
+def _pasta(netns: str, run: Path) -> int:
     """pasta copies the host's address and routes; it goes into the background when it is ready. Its pid or 0."""
     pid_file = run / "pasta.pid"
     pid_file.unlink(missing_ok=True)
     command = [
         "pasta", "--config-net", "--quiet", "-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-map-gw",
-        "--dns-forward", NAME_SERVER["pasta"], "--pid", str(pid_file), "--netns", f"/proc/{holder}/ns/net",
+        "--dns-forward", NAME_SERVER["pasta"], "--pid", str(pid_file), "--netns", netns,
     ]  # fmt: skip
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -256,12 +260,12 @@ def _pasta(holder: int, run: Path) -> int:
         return 0
 
 
-def _slirp4netns(holder: int, run: Path) -> int:
+def _slirp4netns(netns: str, run: Path) -> int:
     """slirp4netns makes 10.0.2.0/24 with a device tap0. Its pid or 0."""
     ready, told = os.pipe2(os.O_CLOEXEC)
     command = [
         "slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", f"--ready-fd={told}",
-        "--netns-type=path", f"/proc/{holder}/ns/net", "tap0",
+        "--netns-type=path", netns, "tap0",
     ]  # fmt: skip
     with (run / "slirp4netns.log").open("wb") as output:
         pid, _ = _spawn(command, pass_fds=(told,), stderr=output)

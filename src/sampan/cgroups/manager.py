@@ -7,8 +7,8 @@
     manager.freeze() / thaw() / kill_all() / stats() / oom_watch()
     manager.destroy()
 
-Four managers keep this promise (`Manager`): `V1Manager` (v1 and hybrid), `V2Manager`, and each of them
-inside a `SystemdManager`, which lets systemd make the directories. The systemd one says `needs_pid`: a scope
+Five managers keep this promise (`Manager`): `NoManager`, `V1Manager` (v1 and hybrid), `V2Manager`, and each of
+the last two inside a `SystemdManager`, which lets systemd make the directories. The systemd one says `needs_pid`: a scope
 cannot be empty, so the child is cloned first, held, and given to create(resources, pid=...).
 
 Source: runtime-spec config-linux.md "Control groups"; systemd.resource-control(5).
@@ -79,12 +79,18 @@ def open_manager(
     host: CgroupHost | None = None,
     rootless: bool = False,
     annotations: Mapping[str, str] | None = None,
+    pid: int = 0,
 ) -> Manager:
     """The manager for `cgroups_path` (OCI linux.cgroupsPath, already completed with the id).
 
     Makes nothing yet: a manager is also the handle to a cgroup that exists. `annotations` are the
-    container's; the systemd driver takes its org.systemd.property.* from them.
+    container's; the systemd driver takes its org.systemd.property.* from them. Driver `none` makes no cgroup and
+    goes by `pid`, the container's process 1.
     """
+    if driver == "none":
+        from .none import NoManager
+
+        return NoManager(pid)
     if host is None:
         host = detect()
     if driver == "systemd":

@@ -32,6 +32,7 @@ from sampan.spec.runtime import LinuxSeccomp, Mount
 from sampan.storage.access import opened_root, read_small
 
 if TYPE_CHECKING:
+    from sampan.cgroups.manager import Manager
     from sampan.engine.context import Engine
 
 __all__ = ["Resources", "make_bind_sources", "release", "take"]
@@ -99,11 +100,19 @@ def release(engine: Engine, record: ContainerRecord) -> None:
     engine.volumes.drop_shared_memory(record.id)
 
 
+def cgroup_of(engine: Engine, record: ContainerRecord, pid: int = 0) -> Manager:
+    """The handle to a container's cgroup; `pid` is its process 1 for engines that have no cgroups."""
+    return open_manager(
+        cgroup_path(engine, record),
+        driver=engine.config.cgroup_driver,
+        host=engine.cgroup_host,
+        pid=pid,
+    )
+
+
 def sweep_cgroup(engine: Engine, record: ContainerRecord) -> None:
     """Blocking: what a killed shim could not tidy up: processes that are left, and the cgroup itself."""
-    manager = open_manager(
-        cgroup_path(engine, record), driver=engine.config.cgroup_driver, host=engine.cgroup_host
-    )
+    manager = cgroup_of(engine, record)
     try:
         if manager.exists():
             manager.kill_all()
@@ -409,7 +418,11 @@ def _link_environment(engine: Engine, record: ContainerRecord) -> list[str]:
                 f"Cannot link to a non running container: /{peer.name} AS /{record.name}/{alias}"
             )
         env += _link_ports(prefix, settings.ip_address, list(peer.record.config.exposed_ports))
-        env += [f"{prefix}_ENV_{text}" for text in peer.record.config.env or ()]
+        env += [
+            f"{prefix}_ENV_{text}"
+            for text in peer.record.config.env or ()
+            if text.partition("=")[0] not in ("HOME", "PATH")
+        ]
     return env
 
 
@@ -444,6 +457,8 @@ def _ulimits(engine: Engine, host: HostConfig) -> tuple[tuple[str, int, int], ..
 def cgroup_path(engine: Engine, record: ContainerRecord) -> str:
     """/sampan/<id>, or below --cgroup-parent; systemd's driver wants slice:prefix:name."""
     parent = record.host_config.cgroup_parent
+    if engine.config.cgroup_driver == "none":
+        return ""
     if engine.config.cgroup_driver == "systemd":
         return f"{parent or 'system.slice'}:sampan:{record.id}"
     base = parent or engine.config.cgroup_parent

@@ -504,8 +504,9 @@ def _sysctls(spec: Spec, record: ContainerRecord, sources: Sources, facts: Share
     host = record.host_config
     settings: dict[str, str] = {}
     own_network = host.network_mode != "host" and "network" not in sources.namespaces
-    if own_network and not facts.rootless:
+    if own_network:
         settings["net.ipv4.ip_unprivileged_port_start"] = "0"
+    if own_network and not facts.rootless:  # a user namespace does not have all these groups
         settings["net.ipv4.ping_group_range"] = "0 2147483647"
     for name in host.sysctls:
         if name.startswith(("net.", "net/")) and host.network_mode == "host":

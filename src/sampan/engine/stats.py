@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sampan.cgroups.manager import open_manager
-from sampan.engine.resources import cgroup_path
+from sampan.engine.resources import cgroup_of
 from sampan.errors import Conflict, Internal, InvalidArgument, NotFound
 from sampan.spec.engine.container import (
     BlkioEntry,
@@ -83,9 +82,7 @@ async def _sample(
 
 def _read(engine: Engine, container: Container) -> ContainerStats:
     record, pid = container.record, container.state.pid
-    manager = open_manager(
-        cgroup_path(engine, record), driver=engine.config.cgroup_driver, host=engine.cgroup_host
-    )
+    manager = cgroup_of(engine, record, pid)
     found = manager.stats()
     return ContainerStats(
         name=f"/{record.name}",
@@ -200,11 +197,7 @@ async def top(engine: Engine, ref: str, ps_args: str = DEFAULT_PS_ARGS) -> TopRe
 
 
 def _pids(engine: Engine, container: Container) -> set[int]:
-    manager = open_manager(
-        cgroup_path(engine, container.record),
-        driver=engine.config.cgroup_driver,
-        host=engine.cgroup_host,
-    )
+    manager = cgroup_of(engine, container.record, container.state.pid)
     try:
         return set(manager.pids(recursive=True))
     except FileNotFoundError:

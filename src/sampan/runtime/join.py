@@ -20,12 +20,10 @@ from sampan.linux.fds import close_quietly, socketpair
 from sampan.linux.process import open_pidfd, set_dumpable
 from sampan.linux.syscalls import clone3, prlimit, setns
 
-from . import channel, devices, execution, identity, mounting, security, springboard
+from . import channel, execution, identity, security, springboard
 from .channel import LaunchError, describe_error
-from .init import arrange_stdio, close_except, forbid_imports, report
-from .launch import Child, Execution
-from .notify import hand_over
-from .plan import (
+from .child import Child, Execution
+from .demands import (
     ALL_CAPABILITIES,
     CapabilitySets,
     affinity_steps,
@@ -39,6 +37,8 @@ from .plan import (
     scheduling_steps,
     unique,
 )
+from .init import arrange_stdio, close_except, forbid_imports, report
+from .notify import hand_over
 from .steps import Stage, Step
 
 TYPE_CHECKING = False
@@ -150,7 +150,7 @@ def _before(process: Process, spec: Spec, container_id: str) -> list[Step]:
     steps += affinity_steps(process, "initial") or [every_cpu()]
     steps.append(Step("join the container's namespaces", join_namespaces))
     steps.append(Step("become root of the user namespace", identity.become_root))
-    steps.append(Step("find the root", mounting.use_current_root))
+    steps.append(Step("find the root", identity.use_current_root))
     steps += scheduling_steps(process)
     steps += [*memory_policy_steps(spec), *personality_steps(spec)]
     steps.append(
@@ -163,11 +163,15 @@ def _before(process: Process, spec: Spec, container_id: str) -> list[Step]:
     )
     cwd = process.get("cwd") or "/"
     if process.get("terminal"):
+        from . import devices
+
         size = process.get("consoleSize")
         window = (size["height"], size["width"]) if size else None
         owner = (process.get("user") or {}).get("uid", 0)
         steps.append(Step("make the console", devices.make_console, window, owner, False))
     if process.get("selinuxLabel") or process.get("apparmorProfile"):
+        from . import mounting
+
         steps.append(Step("have a verified procfs", mounting.have_proc))
     blame = f'chdir to cwd ("{cwd}") set in config.json failed'
     steps.append(Step(f"go to {cwd}", security.enter_directory, cwd, blame=blame))

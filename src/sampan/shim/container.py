@@ -351,10 +351,12 @@ class Container:
     @property
     def _cgroup(self) -> Manager | None:
         """The handle to the cgroup that the starter made; found when first needed."""
-        if self._manager is None and self.cgroup_request.get("path"):
+        driver = str(self.cgroup_request.get("driver", "cgroupfs"))
+        if self._manager is None and (self.cgroup_request.get("path") or driver == "none"):
             self._manager = open_manager(
-                str(self.cgroup_request["path"]),
-                driver=str(self.cgroup_request.get("driver", "cgroupfs")),
+                str(self.cgroup_request.get("path", "")),
+                driver=driver,
+                pid=self.pid,
                 rootless=bool(self._share.get("rootless")),
             )
         return self._manager

@@ -46,6 +46,7 @@ _LAZY = (
     "math",
     "sampan.cgroups.devices",
     "sampan.cgroups.manager",
+    "sampan.cgroups.none",
     "sampan.cgroups.systemd",
     "sampan.cgroups.v1",
     "sampan.cgroups.v2",
