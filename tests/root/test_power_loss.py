@@ -111,7 +111,7 @@ def new_disk(path: Path, size: int) -> Path:
     return path
 
 
-def cut_after(loads: int, worker: subprocess.Popen[bytes], outer: Path, target: Path) -> list[int]:
+def cut_after(loads: int, worker: subprocess.Popen[bytes], disk: Path, target: Path) -> list[int]:
     """Copy the disk at one moment after so many loads; which images must be on the copy."""
     assert worker.stdout is not None
     said: list[int] = []
@@ -127,11 +127,11 @@ def cut_after(loads: int, worker: subprocess.Popen[bytes], outer: Path, target: 
     listener.start()
     assert enough.wait(120), "the worker did not work"
     answered = [number for number in said if number > 0]
-    fd = os.open(outer, os.O_RDONLY)
+    fd = os.open(disk.parent, os.O_RDONLY)
     try:
         fcntl.ioctl(fd, FREEZE, 0)
         try:
-            subprocess.run(["cp", "--sparse=always", outer / "disk.img", target], check=True)
+            subprocess.run(["cp", "--sparse=always", disk, target], check=True)
         finally:
             fcntl.ioctl(fd, THAW, 0)
     finally:
@@ -170,12 +170,13 @@ def test_a_store_is_right_after_the_power_went(
     chance = random.Random(driver)
     with mounted(new_disk(tmp_path / "outer.img", 900 << 20), tmp_path / "outer") as outer:
         for seed in range(1, 4):
-            disk = new_disk(outer / "disk.img", 200 << 20)
+            # new names each time: another mount namespace may keep the file system of before for a while
+            disk = new_disk(outer / f"disk{seed}.img", 200 << 20)
             with mounted(disk, tmp_path / "store") as store:
                 command = [sys.executable, "-c", code, str(store), driver, str(seed)]
                 with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
-                    cut = tmp_path / "cut.img"
-                    answered = cut_after(chance.randrange(1, 9), worker, outer, cut)
+                    cut = tmp_path / f"cut{seed}.img"
+                    answered = cut_after(chance.randrange(1, 9), worker, disk, cut)
             subprocess.run(["e2fsck", "-fy", cut], check=False, capture_output=True)
             with mounted(cut, tmp_path / "after") as after, monkeypatch.context() as patch:
                 patch.setattr(stack, "boot_id", lambda: "another boot")
