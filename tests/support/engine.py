@@ -18,6 +18,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 class EngineProcess:
     """`sampan daemon` on `<base>/root` and `<base>/run`, its log in `<base>/log`."""
 
+    prefix: tuple[
+        str, ...
+    ] = ()  # what starts the interpreter: nsenter, for an engine on another network
+
     def __init__(self, base: Path, *flags: str) -> None:
         self.base = base
         self.root = base / "root"
@@ -45,7 +49,7 @@ class EngineProcess:
         self.run.mkdir(parents=True, exist_ok=True)
         log = (self.base / "log").open("ab")
         command = [
-            sys.executable, *self.program, "--root", str(self.root), "--run", str(self.run),
+            *self.prefix, sys.executable, *self.program, "--root", str(self.root), "--run", str(self.run),
             "-H", self.host, "--cgroup-parent", "/" + self.cgroup_parent, *self.flags,
         ]  # fmt: skip
         environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}"}

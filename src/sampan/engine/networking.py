@@ -160,7 +160,7 @@ def endpoint_wish(
         mac=wish.mac_address,
         aliases=tuple(wish.aliases or ()),
         links=_links(engine, wish.links or [], may_miss=True)
-        | _links(engine, record.host_config.links or []),
+        | _links(engine, record.host_config.links or [], may_miss=name != "bridge"),
         driver_options=dict(wish.driver_opts or {}),
         gateway_priority=wish.gw_priority or 0,
     )

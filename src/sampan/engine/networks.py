@@ -133,19 +133,19 @@ def _body(
             gateway=pool.gateway,
             auxiliary_addresses=pool.aux,
         )
-        for pool in record.pools
+        for pool in _shown_pools(record)
     ]
     return NetworkInspect(
         name=spec.name,
         id=record.id,
         created=record.created,
         scope=spec.scope,
-        driver=spec.driver,
+        driver="null" if spec.config_only else spec.driver,
         enable_ipv4=spec.enable_ipv4 if version >= (1, 48) else None,
         enable_ipv6=spec.enable_ipv6,
         ipam=Ipam(
             driver=spec.ipam_driver or "default",
-            options=spec.ipam_options,
+            options=spec.ipam_options if not record.predefined or record.pools else None,
             config=pools or None,
         ),
         internal=spec.internal,
@@ -157,6 +157,23 @@ def _body(
         options=dict(spec.options),
         labels=dict(spec.labels),
     )
+
+
+def _shown_pools(record: NetworkRecord) -> tuple[PoolSpec, ...]:
+    """As Docker shows them: what we chose whole, what a person chose as it was said."""
+    said = {pool.subnet for pool in record.spec.pools}
+    if record.spec.config_only:
+        return tuple(pool for pool in record.spec.pools if pool.subnet)
+    return tuple(
+        msgspec.structs.replace(pool, gateway="")
+        if pool.subnet in said and pool.subnet not in _with_gateway(record)
+        else pool
+        for pool in record.pools
+    )
+
+
+def _with_gateway(record: NetworkRecord) -> set[str]:
+    return {pool.subnet for pool in record.spec.pools if pool.gateway}
 
 
 # -- create and remove -----------------------------------------------------------------------------
@@ -262,17 +279,18 @@ async def connect(engine: Engine, ref: str, request: ConnectRequest) -> None:
         mode = networking.mode_kind(container.record.host_config.network_mode)
         _refuse_connect(container, mode, record)
         if not container.is_running:
-            if record.name in container.record.networks:
-                raise Conflict(
-                    f"endpoint with name {container.name} already exists in network {record.name}"
-                )
             container.save_record(networks={**container.record.networks, record.name: wish})
         else:
             settings = await engine.run_blocking(_connect_running, engine, container, record, wish)
             container.save_record(networks={**container.record.networks, record.name: wish})
             endpoints = {**container.state.endpoints, record.name: settings}
-            container.save_state(endpoints=endpoints)
+            container.save_state(endpoints=endpoints, ports=_ports_of(engine, container))
     _tell(engine, "connect", record, container=container.id)
+
+
+def _ports_of(engine: Engine, container: Container) -> dict[str, list[tuple[str, str]]]:
+    """Published ports go where the container's default route goes."""
+    return networking.published(tuple(engine.networks.endpoints_of(container.id)))
 
 
 def _refuse_connect(container: Container, mode: str, record: NetworkRecord) -> None:
@@ -329,13 +347,16 @@ async def disconnect(engine: Engine, ref: str, request: DisconnectRequest) -> No
             )
         known = container.record.networks
         if record.name not in known and record.id not in known:
-            raise Internal(f"container {container.id} is not connected to network {record.name}")
+            the = "" if container.is_running else "the "
+            raise Internal(
+                f"container {container.id} is not connected to {the}network {record.name}"
+            )
         if container.is_running and record.name in container.state.endpoints:
             await engine.run_blocking(_disconnect_running, engine, container, record)
         rest = {k: v for k, v in known.items() if k not in (record.name, record.id)}
         container.save_record(networks=rest)
         endpoints = {k: v for k, v in container.state.endpoints.items() if k != record.name}
-        container.save_state(endpoints=endpoints)
+        container.save_state(endpoints=endpoints, ports=_ports_of(engine, container))
     _tell(engine, "disconnect", record, container=container.id)
 
 

@@ -8,6 +8,7 @@ Sources: Documentation/networking/ip-sysctl.rst (accept_ra, forwarding, disable_
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import ipaddress
 import os
@@ -88,6 +89,28 @@ def delete_bridge(link: netlink.Netlink, name: str) -> None:
     except OSError as error:
         if error.errno not in (19, 6):  # ENODEV, ENXIO
             raise
+
+
+def ensure_parent(link: netlink.Netlink, name: str) -> None:
+    """The link below a macvlan or ipvlan network's own, where we make it: BASE.TAG a VLAN of BASE, else one that leads nowhere.
+
+    Raises OSError.
+    """
+    if exists(name):
+        return
+    base, dot, tag = name.rpartition(".")
+    if dot and tag.isascii() and tag.isdigit():
+        parent = netlink.link_by_name(link, base).index
+        link.send(netlink.vlan(name, parent=parent, tag=int(tag)))
+        return
+    try:
+        link.send(netlink.dummy(name))
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        # A kernel without dummy links: a bridge that has no port leads nowhere as well.
+        link.send(netlink.bridge(name, mtu=1500))
+        link.send(netlink.set_link(netlink.link_by_name(link, name).index, up=True))
 
 
 def host_networks(link: netlink.Netlink, *, ignore: frozenset[str] = frozenset()) -> list[Network]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from sampan.errors import Conflict, InvalidArgument, NotFound, PermissionDenied
+from sampan.errors import Conflict, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from sampan.linux import netlink
 from sampan.network import bridge, egress, ipam
 from sampan.network.records import PREDEFINED, NetworkRecord, NetworkSpec, PoolSpec
@@ -27,8 +27,13 @@ DRIVERS = ("bridge", "host", "null", "macvlan", "ipvlan")
 BRIDGE_NAME = "com.docker.network.bridge.name"
 MTU = "com.docker.network.driver.mtu"
 HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
-NAME_PATTERN = re.compile(r"[^/\x00-\x1f\x7f]{1,255}")
+NAME_PATTERN = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
 KIND = "network"
+MODES = (
+    ("macvlan", "macvlan_mode", netlink.MACVLAN_MODES, "bridge"),
+    ("ipvlan", "ipvlan_mode", netlink.IPVLAN_MODES, "l2"),
+    ("ipvlan", "ipvlan_flag", netlink.IPVLAN_FLAGS, "bridge"),
+)
 
 
 class NetworkCatalog:
@@ -109,10 +114,10 @@ class NetworkCatalog:
 
     def checked(self, spec: NetworkSpec) -> NetworkSpec:
         if not spec.name.strip():
-            raise InvalidArgument("invalid name: name is empty")
+            raise InvalidArgument("invalid name: ")
         if not NAME_PATTERN.fullmatch(spec.name):
             raise InvalidArgument(
-                f"invalid network name: {spec.name!r}: it must not hold '/' or control characters"
+                f"invalid network name: {spec.name!r}: it must not hold control characters"
             )
         if spec.name in PREDEFINED or spec.name == "default":
             raise PermissionDenied(f"operation is not permitted on predefined {spec.name} network")
@@ -120,12 +125,18 @@ class NetworkCatalog:
             spec = self._from_config(spec)
         if spec.driver in ("host", "null"):
             raise PermissionDenied(f'only one instance of "{spec.driver}" network is allowed')
+        if spec.driver == "overlay":
+            raise Unavailable(
+                'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" '
+                "to connect this node to swarm and try again."
+            )
         if spec.driver not in DRIVERS:
             raise NotFound(f'plugin "{spec.driver}" not found')
         if spec.ipam_driver not in ("", "default", "null"):
             raise NotFound(f'plugin "{spec.ipam_driver}" not found')
         if spec.options.get(MTU) and not re.fullmatch(r"[0-9]{1,5}", spec.options[MTU], re.ASCII):
-            raise InvalidArgument(f'strconv.Atoi: parsing "{spec.options[MTU]}": invalid syntax')
+            raise InvalidArgument(f"invalid MTU number: {spec.options[MTU]}")
+        self._check_driver_options(spec)
         if egress.ANNOTATION in spec.options:
             egress.parse(spec.options[egress.ANNOTATION])
             if spec.driver != "bridge":
@@ -140,6 +151,22 @@ class NetworkCatalog:
                 f"invalid bridge name {name!r}: at most 15 characters, no '/' and no space"
             )
         return spec
+
+    @staticmethod
+    def _check_driver_options(spec: NetworkSpec) -> None:
+        """Modes of macvlan and ipvlan; the address on which a network's ports are published."""
+        for driver, option, words, default in MODES:
+            mode = spec.options.get(option, default)
+            if spec.driver == driver and mode not in words:
+                raise InvalidArgument(
+                    f"requested {driver} mode '{mode}' is not valid, '{default}' mode is the {driver} driver default"
+                )
+        binding = spec.options.get(HOST_BINDING, "")
+        if binding and not ipam.is_address(binding):
+            raise InvalidArgument(f"failed to parse {HOST_BINDING} value: {binding} (nil ip)")
+        versions = [ipam.parse_network(p.subnet).version for p in spec.pools if p.subnet]
+        if spec.driver == "bridge" and len(set(versions)) < len(versions):
+            raise InvalidArgument("bridge driver doesn't support multiple subnets")
 
     def _from_config(self, spec: NetworkSpec) -> NetworkSpec:
         try:

@@ -100,6 +100,7 @@ class Namespace:
 
 
 LOOPBACK = 1
+LINK_LOCAL_PREFIX = (16, 64)  # RFC 3927 and RFC 4291: of IPv4, of IPv6
 
 
 def loopback_up(namespace: Namespace) -> None:
@@ -195,7 +196,7 @@ def attach_child(
 def configure(namespace: Namespace, endpoint: EndpointRecord) -> None:
     """Addresses, up; no routes yet: which endpoint has the default route is known when all are there."""
     index = netlink.link_by_name(namespace.link, endpoint.interface).index
-    if endpoint.ipv6:
+    if endpoint.ipv6 or any(":" in text for text in endpoint.link_local):
         inside(namespace.netns_fd, lambda: _allow_ipv6(endpoint.interface))
     requests = []
     if endpoint.ipv4:
@@ -209,6 +210,9 @@ def configure(namespace: Namespace, endpoint: EndpointRecord) -> None:
     if endpoint.ipv6:
         packed = ipaddress.ip_address(endpoint.ipv6).packed
         requests.append(netlink.add_address(index, packed, endpoint.prefix6))
+    for text in endpoint.link_local:
+        prefix = LINK_LOCAL_PREFIX[":" in text]
+        requests.append(netlink.add_address(index, ipaddress.ip_address(text).packed, prefix))
     requests.append(netlink.set_link(index, up=True))
     namespace.link.send(*requests)
     sysctls = endpoint.driver_options.get(SYSCTLS, "")
@@ -226,7 +230,8 @@ def _endpoint_sysctls(interface: str, text: str) -> None:
     for assignment in text.split(","):
         name, separator, value = assignment.partition("=")
         parts = name.strip().split(".")
-        if not separator or len(parts) != 5 or parts[0] != "net" or parts[3] != "IFNAME":
+        # In any case: docker's client makes small letters of what `--network name=...,driver-opt=...` holds.
+        if not separator or len(parts) != 5 or parts[0] != "net" or parts[3].upper() != "IFNAME":
             raise InvalidArgument(f"invalid endpoint sysctl setting: {assignment}")
         if (
             parts[1] not in ("ipv4", "ipv6", "mpls")
@@ -236,7 +241,9 @@ def _endpoint_sysctls(interface: str, text: str) -> None:
             raise InvalidArgument(f"unrecognised endpoint sysctl setting: {assignment}")
         path = f"/proc/sys/net/{parts[1]}/{parts[2]}/{interface}/{parts[4]}"
         if not bridge.set_sysctl(path, value.strip()):
-            raise InvalidArgument(f"unable to set sysctl {name.replace('IFNAME', interface)}")
+            raise InvalidArgument(
+                f"unable to set sysctl {'.'.join((*parts[:3], interface, parts[4]))}"
+            )
 
 
 def detach(namespace: Namespace, interface: str) -> None:
@@ -262,9 +269,6 @@ def set_default_routes(namespace: Namespace, endpoints: tuple[EndpointRecord, ..
         requests.append(netlink.add_route(family=family, gateway=packed, index=index))
     if requests:
         namespace.link.send(*requests)
-
-
-L3_DRIVERS = ("ipvlan-l3",)
 
 
 def gateway_endpoint(endpoints: tuple[EndpointRecord, ...], version: int) -> EndpointRecord | None:

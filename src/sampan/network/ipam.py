@@ -47,6 +47,15 @@ def parse_address(text: str, *, what: str = "address") -> Address:
         raise InvalidArgument(f"invalid {what}: {text}") from None
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def overlaps(one: Network, others: Iterable[Network]) -> bool:
     """Whether it shares an address with any of the others of its family."""
     return any(one.version == other.version and one.overlaps(other) for other in others)
@@ -93,6 +102,10 @@ def complete(spec: PoolSpec) -> PoolSpec:
         address = parse_address(gateway, what="gateway address")
         if address.version != network.version or address not in network:
             raise InvalidArgument(f"no matching subnet for gateway {gateway}")
+        if address in _edges(network):
+            raise PermissionDenied(
+                f"failed to allocate gateway ({gateway}): Address already in use"
+            )
     else:
         aux = {parse_address(text, what="auxiliary address") for text in spec.aux.values()}
         free = next((a for a in candidates(network) if a not in aux), None)
@@ -103,6 +116,10 @@ def complete(spec: PoolSpec) -> PoolSpec:
         address = parse_address(text, what=f"auxiliary address {name}")
         if address.version != network.version or address not in network:
             raise InvalidArgument(f"no matching subnet for aux-address {text}")
+        if str(address) == gateway or address in _edges(network):
+            raise PermissionDenied(
+                f"failed to allocate secondary ip address ({name}:{text}): Address already in use"
+            )
     return PoolSpec(subnet=str(network), ip_range=spec.ip_range, gateway=gateway, aux=spec.aux)
 
 

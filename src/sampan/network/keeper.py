@@ -19,6 +19,7 @@ Messages (daemon -> keeper; each is answered {"ok": true} or {"error": text}):
     {"op": "grants", "container": id}  -> {"grants": [{"name", "address", "seconds"}], "refused": {name: times}}
     {"op": "regrant"}                  the firewall's tables were replaced (`grants.py`)
     {"op": "port", "key": str, "protocol": str, "target": [ip, port]} + descriptor [listening socket]
+    {"op": "port-target", "key": str, "target": [ip, port]}    for connections to come
     {"op": "port-drop", "key": str}
     {"op": "list"}  -> {"containers": [...], "ports": [...], "zones": [...]}
 
@@ -469,6 +470,10 @@ class Keeper:
                 held.close()
         elif operation == "port":
             self._port(message, received)
+        elif operation == "port-target":
+            forward = self.ports.get(message["key"])
+            if forward is not None:
+                forward.retarget((message["target"][0], message["target"][1]))
         elif operation == "port-drop":
             forward = self.ports.pop(message["key"], None)
             if forward is not None:

@@ -47,7 +47,7 @@ from sampan.network.records import (
     SandboxWish,
 )
 from sampan.network.rules import ICC, ruleset, translations
-from sampan.network.services import Services
+from sampan.network.services import Services, port_endpoint
 from sampan.network.settings import Settings
 from sampan.network.table import EndpointTable
 from sampan.store import Store
@@ -149,7 +149,7 @@ class NetworkManager:
                 () if spec.config_only else self.catalog.choose_pools(spec)
             )
             record = self.catalog.add(spec, pools)
-        if record.bridge and not spec.config_only:
+        if (record.bridge or record.parent_is_ours) and not spec.config_only:
             try:
                 self._realise(record)
             except BaseException:
@@ -164,9 +164,19 @@ class NetworkManager:
         if record.spec.enable_ipv6 and self.settings.forward:
             bridge.enable_forwarding(ipv6=True)
         with netlink.Netlink() as link:
+            if not record.bridge:
+                self._make_parent(link, record)
+                return
             self._ensure_bridge(link, record)
         if self.settings.firewall:
             self.firewall.apply()
+
+    def _make_parent(self, link: netlink.Netlink, record: NetworkRecord) -> None:
+        """A link of our own for macvlan or ipvlan. Raises Internal in the kernel's words."""
+        try:
+            bridge.ensure_parent(link, record.parent)
+        except OSError as error:
+            raise Internal((error.strerror or str(error)).lower()) from error
 
     def _ensure_bridge(self, link: netlink.Netlink, record: NetworkRecord) -> int:
         mtu = int(record.option(MTU) or self.settings.mtu or 1500)
@@ -191,7 +201,9 @@ class NetworkManager:
                 )
             users = [n.name for n in self.catalog.all() if n.spec.config_from == record.name]
             if users:
-                raise PermissionDenied(f"configuration network {record.name!r} is in use")
+                raise PermissionDenied(
+                    f'error while removing network: configuration network "{record.name}" is in use'
+                )
             self._drop(record)
         if self.may_configure and not record.spec.config_only:
             with netlink.Netlink() as link:
@@ -348,7 +360,7 @@ class NetworkManager:
     def _allocate(self, wish: EndpointWish, sandbox: SandboxWish, number: int) -> EndpointRecord:
         network = self.find(wish.network)
         if network.spec.config_only:
-            raise PermissionDenied(f"cannot attach to a configuration only network: {network.name}")
+            raise PermissionDenied("cannot create endpoint on configuration-only network")
         if self.table.get(network.id, sandbox.container_id) is not None:
             raise PermissionDenied(
                 f"endpoint with name {sandbox.container_name} already exists in network {network.name}"
@@ -367,6 +379,7 @@ class NetworkManager:
             mac=mac.lower().replace("-", ":"),
             ipv4=ipv4, prefix4=prefix4, gateway4="" if internal else gateway4,
             ipv6=ipv6, prefix6=prefix6, gateway6="" if internal else gateway6,
+            link_local=wish.link_local,
             interface=wish.driver_options.get(endpoint.IFNAME) or f"{prefix}{number}",
             host_link=endpoint.host_link_name(identity) if network.driver == "bridge" else "",
             aliases=wish.aliases, dns_names=self._dns_names(network, sandbox, wish), links=wish.links,
@@ -414,7 +427,12 @@ class NetworkManager:
                 p for p in pools if ipam.parse_address(wanted) in ipam.parse_network(p.subnet)
             )
             pool = next(inside, pool)
-        found = ipam.allocate(pool, used, wanted)
+        try:
+            found = ipam.allocate(pool, used, wanted)
+        except PermissionDenied as error:
+            if error.message.startswith("no available"):
+                raise PermissionDenied(f"{error.message}: {network.name} ({network.id})") from None
+            raise
         return found, ipam.parse_network(pool.subnet).prefixlen, pool.gateway
 
     def _attach(self, namespace: endpoint.Namespace, record: EndpointRecord) -> None:
@@ -431,7 +449,8 @@ class NetworkManager:
                 if network.driver == "bridge":
                     self._attach_bridged(host, namespace, network, record, mtu)
                 else:
-                    self._ensure_parent(host, network)
+                    if network.parent_is_ours:
+                        bridge.ensure_parent(host, network.parent)
                     endpoint.attach_child(host, namespace, network, record, mtu=mtu)
         except OSError as error:
             raise Internal(
@@ -461,16 +480,6 @@ class NetworkManager:
             if error.errno not in (19, 22, 6):  # the bridge was deleted behind our back
                 raise
             attach(self._ensure_bridge(host, network))
-
-    def _ensure_parent(self, host: netlink.Netlink, network: NetworkRecord) -> None:
-        if not network.parent_is_ours or bridge.exists(network.parent):
-            return
-        base, dot, tag = network.parent.rpartition(".")
-        if dot and tag.isascii() and tag.isdigit():
-            parent = netlink.link_by_name(host, base).index
-            host.send(netlink.vlan(network.parent, parent=parent, tag=int(tag)))
-        else:
-            host.send(netlink.dummy(network.parent))
 
     def leave(self, container_id: str) -> list[EndpointRecord]:
         """Give back everything of a container that ended. Idempotent. Its namespace is gone or goes by itself."""
@@ -502,6 +511,7 @@ class NetworkManager:
                 self._attach(namespace, made)
                 endpoint.set_default_routes(namespace, (*others, made))
             self.services.serve(sandbox, [*others, made], netns_fd, undo)
+            self.services.settle_ports(sandbox, [*others, made], undo)
             undo.pop_all()
         return made
 
@@ -518,12 +528,14 @@ class NetworkManager:
             network = self.find(network_ref)
             made = self.table.get(network.id, container_id)
             if made is None:
-                raise Internal(
-                    f"container {container_id} is not connected to network {network.name}"
-                )
+                raise Internal(f"endpoint {container_id} not found")
             self.table.forget(made)
             rest = tuple(self.endpoints_of(container_id))
-        self.services.unpublish([made], list(made.ports))
+        heir = port_endpoint(rest)
+        if heir is not None and made.ports:
+            self.services.move(made, heir)
+        else:
+            self.services.unpublish([made], list(made.ports))
         if netns_fd is not None and made.interface:
             namespace = endpoint.Namespace.of(netns_fd)
             try:
@@ -555,7 +567,7 @@ class NetworkManager:
 
     def publish(self, container_id: str, wish: PortWish) -> list[PublishedPort]:
         """Publish a port of a running container."""
-        target = next((e for e in self.endpoints_of(container_id) if e.driver == "bridge"), None)
+        target = port_endpoint(self.endpoints_of(container_id))
         if target is None:
             raise Conflict(
                 f"container {container_id} is not on a bridge network: no port can be published"

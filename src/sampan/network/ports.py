@@ -125,6 +125,11 @@ class PortAllocator:
         try:
             bound = self.bind(port)
         except OSError as error:
+            if port.protocol == "sctp" and error.errno == errno.EPROTONOSUPPORT:
+                self.taken.add(
+                    key_of(port)
+                )  # a kernel without SCTP sockets translates all the same
+                return Reserved(port, None)
             words = (error.strerror or str(error)).lower()
             raise Internal(
                 f"failed to bind host port {shown}:{number}/{wish.protocol}: {words}",

@@ -42,6 +42,10 @@ class TcpForward:
         self.connections: set[Connection] = set()
         loop.add(listener.fileno(), self)
 
+    def retarget(self, target: tuple[str, int]) -> None:
+        """Connections to come go to another address; those under way go on."""
+        self.target = target
+
     def ready(self, fd: int, events: int) -> None:
         """Accept; refuse by closing when there are too many."""
         try:
@@ -187,6 +191,12 @@ class UdpForward:
         self.senders: dict[int, Any] = {}
         loop.add(socket.fileno(), self)
         loop.tickers.append(self)
+
+    def retarget(self, target: tuple[str, int]) -> None:
+        """Datagrams to come go to another address."""
+        for sender in list(self.peers):
+            self._forget(sender)
+        self.target = target
 
     def ready(self, fd: int, events: int) -> None:
         """A datagram from a sender, or an answer for one."""

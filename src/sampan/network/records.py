@@ -134,6 +134,7 @@ class EndpointRecord(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: str = ""
     prefix6: int = 0
     gateway6: str = ""
+    link_local: tuple[str, ...] = ()
     interface: str = ""
     host_link: str = ""
     aliases: tuple[str, ...] = ()

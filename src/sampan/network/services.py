@@ -20,6 +20,7 @@ import msgspec
 from sampan.errors import Internal, SampanError, Unavailable
 from sampan.network import egress, files, names, ports
 from sampan.network.catalog import NetworkCatalog
+from sampan.network.endpoint import gateway_endpoint
 from sampan.network.firewall import Firewall
 from sampan.network.keeper_client import KeeperClient
 from sampan.network.records import (
@@ -62,15 +63,36 @@ class Services:
         self, wish: SandboxWish, taken: list[EndpointRecord], undo: ExitStack
     ) -> list[EndpointRecord]:
         """Publish the ports on the endpoint that has the container's gateway; the endpoints with their ports."""
-        index = next((i for i, e in enumerate(taken) if e.driver == "bridge" and e.gateway4), None)
-        if index is None:
-            index = next(
-                (i for i, e in enumerate(taken) if e.driver == "bridge" and e.gateway6), None
-            )
-        if index is None:
+        target = port_endpoint(taken)
+        if target is None:
             return taken
-        published = self.publish_on(taken[index], wish.ports, undo)
-        return [*taken[:index], published, *taken[index + 1 :]]
+        published = self.publish_on(target, wish.ports, undo)
+        return [published if e is target else e for e in taken]
+
+    def settle_ports(self, wish: SandboxWish, taken: list[EndpointRecord], undo: ExitStack) -> None:
+        """After another network was joined: ports follow the container's gateway; one that had none gets its own."""
+        target = port_endpoint(taken)
+        holder = next((e for e in taken if e.ports), None)
+        if target is None or holder is target:
+            return
+        if holder is not None:
+            self.move(holder, target)
+        elif wish.ports:
+            self.publish_on(target, wish.ports, undo)
+
+    def move(self, holder: EndpointRecord, target: EndpointRecord) -> None:
+        """Lead the published ports of one endpoint to another of the same container; the sockets on the host stay."""
+        before, after = translations(holder, holder.ports), translations(target, holder.ports)
+        for port in holder.ports:
+            key = ports.keeper_key(target.container_id, port)
+            self.keeper.request({"op": "port-target", "key": key, "target": _target(target, port)})
+        if self.settings.firewall:
+            self.firewall.unpublish(before)
+            self.firewall.publish(after)
+        with self._lock:
+            self.table.put(msgspec.structs.replace(target, ports=(*target.ports, *holder.ports)))
+            if self.table.get(holder.network_id, holder.container_id) is not None:
+                self.table.put(msgspec.structs.replace(holder, ports=()))
 
     def publish_on(
         self, target: EndpointRecord, wishes: Iterable[PortWish], undo: ExitStack
@@ -106,14 +128,12 @@ class Services:
 
     def _hand_over(self, target: EndpointRecord, reserved: ports.Reserved) -> None:
         port = reserved.port
-        address = target.ipv4 or target.ipv6
-        if ":" in port.host_ip and target.ipv6:
-            address = target.ipv6
         message = {
             "op": "port", "key": ports.keeper_key(target.container_id, port),
-            "protocol": port.protocol, "target": [address, port.container_port],
+            "protocol": port.protocol, "target": _target(target, port),
         }  # fmt: skip
-        assert reserved.held is not None
+        if reserved.held is None:
+            return  # translated by the kernel alone
         try:
             self.keeper.request(message, (reserved.held.fileno(),))
         finally:
@@ -263,3 +283,17 @@ class Services:
         for network_id in set(held["zones"]) - zones:
             self.keeper.request({"op": "zone-drop", "network": network_id})
         self.tell_zones(zones)
+
+
+def port_endpoint(taken: Iterable[EndpointRecord]) -> EndpointRecord | None:
+    """Where a container's ports are published: the bridged endpoint that has its default route."""
+    bridged = tuple(e for e in taken if e.driver == "bridge")
+    return gateway_endpoint(bridged, 4) or gateway_endpoint(bridged, 6)
+
+
+def _target(endpoint: EndpointRecord, port: PublishedPort) -> list[object]:
+    """The container's end of a published port, of the host address's family where it has that."""
+    address = endpoint.ipv4 or endpoint.ipv6
+    if ":" in port.host_ip and endpoint.ipv6:
+        address = endpoint.ipv6
+    return [address, port.container_port]
