@@ -151,6 +151,11 @@ class Control:
                 Code.UNIMPLEMENTED,
             )
         cache = request.cache or m.CacheOptions()
+        for each in cache.exports:
+            if each.type != "inline":
+                raise GrpcError(
+                    f"cache export to {each.type} is not served: the cache stays in this engine"
+                )
         asked = from_attributes(attrs)
         imports = tuple(CacheOption(type=each.type, attrs=each.attrs) for each in cache.imports)
         return msgspec.structs.replace(

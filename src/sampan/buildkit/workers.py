@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sampan.engine.context import Engine
 
 HOST_GATEWAY = "org.mobyproject.buildkit.worker.moby.host-gateway-ip"
+# By this label buildx knows whom it may ask for several platforms at once, OCI archives and exports of the cache.
+SNAPSHOTTER = "org.mobyproject.buildkit.worker.snapshotter"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 
 # What a processor runs besides its own, best first; the flags of /proc/cpuinfo that a level of amd64 stands for.
@@ -67,9 +69,12 @@ def worker(engine: Engine) -> WorkerRecord:
     """Blocking: this engine."""
     flags = cpu_flags(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     gateway = engine.config.host_gateway_ip or _bridge_gateway(engine)
+    labels = {SNAPSHOTTER: engine.snapshots.name}
+    if gateway:
+        labels[HOST_GATEWAY] = gateway
     return WorkerRecord(
         id=engine.id,
-        labels={HOST_GATEWAY: gateway} if gateway else {},
+        labels=labels,
         platforms=platforms(flags),
         version=version(),
     )
