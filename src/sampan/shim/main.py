@@ -361,7 +361,8 @@ class Shim:
 
         container = self.container
         container.check_running()
-        add(container.pid, container.start_time, *_mounts_of(message, fds))
+        with self._powers:
+            add(container.pid, container.start_time, *_mounts_of(message, fds))
         return {}
 
     def _unmount(self, message: Message, fds: list[int]) -> Message:
@@ -369,7 +370,8 @@ class Shim:
 
         container = self.container
         container.check_running()
-        remove(container.pid, container.start_time, *_mounts_of(message, fds))
+        with self._powers:
+            remove(container.pid, container.start_time, *_mounts_of(message, fds))
         return {}
 
     def _log_rotate(self, _message: Message, _fds: list[int]) -> Message:
