@@ -6,8 +6,8 @@
     # nothing more now; call read() again when the file grew (logwatch.py) or never
 
 A reader holds one open file at a time and its position. The writer only appends and renames, so what is open stays
-readable; when the file at `path` is another one than ours, ours is finished and the next is found among the rotated
-ones: by inode, or, where it was compressed or deleted meanwhile, by skipping what is not newer than the last record.
+readable; when the file at `path` is another one than ours, ours is finished and the next is the one beside it
+(logfiles.py), or, where ours was deleted meanwhile, the oldest with a record that is newer than the last.
 
 Used by the engine for `logs` and by the shim for `attach` with replay.
 """
@@ -15,8 +15,16 @@ Used by the engine for `logs` and by the shim for `attach` with replay.
 from __future__ import annotations
 
 import posix
-import zlib
 
+from sampan.shim.logfiles import (
+    BLOCK,
+    COARSE_NS,
+    Source,
+    listing,
+    open_at,
+    open_beside,
+    open_since,
+)
 from sampan.shim.logformat import (
     Run,
     decode_json,
@@ -29,7 +37,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-BLOCK = 256 * 1024
 _MAX_RECORD = 8 * 1024 * 1024  # a "record" longer than this is damage
 
 
@@ -56,12 +63,11 @@ class LogReader:
         self._since = since_ns
         self._until = until_ns
         self._streams = streams
-        self._source: _Source | None = None
+        self._source: Source | None = None
         self._rest = b""
         self._last_ns = 0
         self._skip_to_ns = 0
         self._skip_lines = 0
-        self._queue: list[str] = []  # older files still to come, oldest first
         self.ended = False  # a record after until_ns was seen: nothing more will come
         self._begin(tail)
 
@@ -74,83 +80,78 @@ class LogReader:
     # --- where to begin ----------------------------------------------------------------------------------------
 
     def _begin(self, tail: int) -> None:
-        names = _files(self._path)
-        if self._since:
-            names = [name for name in names if _modified(name) >= self._since] or names[-1:]
         if tail < 0:
-            self._queue = names
-            return
-        self._queue, offset = self._find_tail(names, tail)
-        self._advance()
-        if offset and self._source is not None:
-            self._source.seek(offset)
+            self._source = open_since(self._path, self._since) if self._since else None
+            self._source = self._source or open_at(self._path, 0)
+        else:
+            self._begin_at_tail(tail)
 
-    def _find_tail(self, names: list[str], tail: int) -> tuple[list[str], int]:
-        """The files that hold the last `tail` lines (of both streams, as Docker counts), and where in the first of them to begin.
+    def _begin_at_tail(self, wanted: int) -> None:
+        """Open the file that the last `wanted` lines begin in (of both streams, as Docker counts), at their place.
 
         A file is searched backwards block by block; a compressed one is decoded whole and its surplus skipped.
         """
-        wanted = tail
-        for index in range(len(names) - 1, -1, -1):
-            name = names[index]
-            if name.endswith(".gz") or self._local:
-                count = self._count_lines(name)
-                if count >= wanted:
-                    self._skip_lines = count - wanted
-                    return names[index:], 0
-                wanted -= count
-                continue
-            offset, wanted = self._search_backwards(name, wanted)
+        source = open_at(self._path, -1)
+        while source is not None:
+            self._source = source
+            if source.packed or self._local:
+                count = self._count_lines(source)
+                offset, self._skip_lines, wanted = 0, max(count - wanted, 0), wanted - count
+            else:
+                offset, wanted = self._search_backwards(source.fd, wanted)
+            source.seek(offset)
             if wanted <= 0:
-                return names[index:], offset
-        return names, 0
+                return
+            try:
+                older = open_beside(self._path, source, -1)
+            except LookupError:  # rotated out under our eyes: nothing older is left
+                return
+            if older is not None and older.modified_ns < self._since - COARSE_NS:
+                older.close()
+                return
+            if older is not None:
+                source.close()
+            source = older
 
-    def _count_lines(self, name: str) -> int:
-        source = _Source(name)
+    def _count_lines(self, source: Source) -> int:
         count = 0
         rest = b""
-        try:
-            while block := source.read():
-                whole, rest = self._split(rest + block)
-                count += sum(run.data.count(b"\n") for run in self._decode(whole))
-        finally:
-            source.close()
+        while block := source.read():
+            whole, rest = self._split(rest + block)
+            count += sum(run.data.count(b"\n") for run in self._decode(whole))
         return count
 
-    def _search_backwards(self, name: str, wanted: int) -> tuple[int, int]:
+    def _search_backwards(self, fd: int, wanted: int) -> tuple[int, int]:
         """(offset of the record where the last `wanted` lines begin, how many lines are still missing before it)."""
-        fd = posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC)
-        try:
-            end = posix.fstat(fd).st_size
-            size = end
-            step = 16 * 1024
-            if wanted == 0:
-                return _whole_lines_end(fd, size), 0
-            while True:
-                start = max(0, size - step)
-                block = posix.pread(fd, end - start, start)
-                first = 0 if start == 0 else block.find(b"\n") + 1
-                whole = block[first : block.rfind(b"\n") + 1]
-                lines = _line_offsets(whole, self._decode)
-                # One more than asked for, so that the pieces of a long first line are all there.
-                if len(lines) > wanted:
-                    return start + first + lines[len(lines) - wanted], 0
-                if start == 0:
-                    return 0, wanted - len(lines)
-                step *= 4
-        finally:
-            posix.close(fd)
+        end = posix.fstat(fd).st_size
+        step = 16 * 1024
+        if wanted == 0:
+            return _whole_lines_end(fd, end), 0
+        while True:
+            start = max(0, end - step)
+            block = posix.pread(fd, end - start, start)
+            first = 0 if start == 0 else block.find(b"\n") + 1
+            whole = block[first : block.rfind(b"\n") + 1]
+            lines = _line_offsets(whole, self._decode)
+            # One more than asked for, so that the pieces of a long first line are all there.
+            if len(lines) > wanted:
+                return start + first + lines[len(lines) - wanted], 0
+            if start == 0:
+                return 0, wanted - len(lines)
+            step *= 4
 
     # --- reading -----------------------------------------------------------------------------------------------
 
     def read(self) -> list[Run]:
         """The next runs, in order; empty at the end of what is written now."""
         while not self.ended:
-            if self._source is None and not self._advance():
-                return []
-            block = self._source.read() if self._source is not None else b""
+            if self._source is None:
+                self._source = open_at(self._path, 0)
+                if self._source is None:
+                    return []
+            block = self._source.read()
             if not block:
-                if not self._next_file():
+                if not self._next_file(self._source):
                     return []
                 continue
             whole, self._rest = self._split(self._rest + block)
@@ -195,148 +196,28 @@ class LogReader:
 
     # --- from file to file -------------------------------------------------------------------------------------
 
-    def _advance(self) -> bool:
-        """Open the next file of the queue, or the current one if it exists now."""
-        self._rest = b""
-        while self._queue:
-            name = self._queue.pop(0)
-            try:
-                self._source = _Source(name)
-                return True
-            except FileNotFoundError:  # rotated away between listing and opening: look again
-                self._queue = self._newer_than_last()
-        if self._source is None:
-            try:
-                self._source = _Source(self._path)
-                return True
-            except FileNotFoundError:
-                return False
-        return False
-
-    def _next_file(self) -> bool:
-        """At the end of the open file: is there a newer one? (Ours has been read after it was renamed, so it is done.)"""
-        source = self._source
-        if source is None:
-            return False
-        if self._queue:
-            source.close()
-            self._source = None
-            return self._advance()
-        if not source.replaced(self._path):
+    def _next_file(self, source: Source) -> bool:
+        """At the end of the open file: is there more, there or in a newer one?"""
+        if source.is_newest(self._path):
             return False
         if source.more():  # written between our last read and the rename
             return True
-        names = _files(self._path)
-        for index, name in enumerate(names):
-            if source.is_file(name):
-                self._queue = names[index + 1 :]
-                break
-        else:
-            self._queue = self._newer_than_last()
+        try:
+            following = open_beside(self._path, source, 1)
+        except LookupError:
+            self._skip_to_ns = self._last_ns
+            following = open_since(self._path, self._last_ns)
+        if following is None:
+            return False
         source.close()
-        self._source = None
-        return self._advance()
-
-    def _newer_than_last(self) -> list[str]:
-        self._skip_to_ns = self._last_ns
-        return [name for name in _files(self._path) if _modified(name) >= self._last_ns]
-
-
-class _Source:
-    """One open file, plain or gzip."""
-
-    def __init__(self, name: str) -> None:
-        self._fd = posix.open(name, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
-        stat = posix.fstat(self._fd)
-        self._identity = (stat.st_dev, stat.st_ino)
-        self._unpack = zlib.decompressobj(31) if name.endswith(".gz") else None
-        self._packed = b""
-
-    def close(self) -> None:
-        posix.close(self._fd)
-
-    def seek(self, offset: int) -> None:
-        posix.lseek(self._fd, offset, 0)
-
-    def read(self) -> bytes:
-        """The next bytes of log; empty at the end, or at the first damage of a compressed file."""
-        if self._unpack is None:
-            return posix.read(self._fd, BLOCK)
-        while True:
-            if not self._packed:
-                self._packed = posix.read(self._fd, BLOCK)
-                if not self._packed:
-                    return b""
-            try:
-                data = self._unpack.decompress(self._packed, 4 * BLOCK)
-            except zlib.error:
-                return b""
-            self._packed = self._unpack.unconsumed_tail
-            if data:
-                return data
-            if self._unpack.eof:
-                return b""
-
-    def replaced(self, path: str) -> bool:
-        """The name now belongs to another file (or, for a moment, to none)."""
-        try:
-            stat = posix.stat(path)
-        except FileNotFoundError:
-            return False
-        return (stat.st_dev, stat.st_ino) != self._identity
-
-    def is_file(self, name: str) -> bool:
-        try:
-            stat = posix.stat(name)
-        except FileNotFoundError:
-            return False
-        return (stat.st_dev, stat.st_ino) == self._identity
-
-    def more(self) -> bool:
-        if self._unpack is not None:
-            return False
-        return posix.lseek(self._fd, 0, 1) < posix.fstat(self._fd).st_size
-
-
-def _files(path: str) -> list[str]:
-    """The files of a log that exist, oldest first."""
-    names = []
-    number = 1
-    missing = 0
-    while missing < 2 and number < 100_000:
-        for name in (f"{path}.{number}", f"{path}.{number}.gz"):
-            if _exists(name):
-                names.append(name)
-                missing = 0
-                break
-        else:
-            missing += 1
-        number += 1
-    names.reverse()
-    if _exists(path):
-        names.append(path)
-    return names
-
-
-def _exists(name: str) -> bool:
-    try:
-        posix.stat(name)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
-def _modified(name: str) -> int:
-    try:
-        return posix.stat(name).st_mtime_ns
-    except FileNotFoundError:
-        return 0
+        self._source, self._rest = following, b""
+        return True
 
 
 def log_size(path: str) -> int:
     """Bytes that a container's log takes on disk."""
     total = 0
-    for name in _files(path):
+    for name in log_files(path):
         try:
             total += posix.stat(name).st_size
         except FileNotFoundError:
@@ -346,7 +227,7 @@ def log_size(path: str) -> int:
 
 def log_files(path: str) -> list[str]:
     """Every file of a log, oldest first: what `rm` deletes."""
-    return _files(path)
+    return [name for name, _, _ in listing(path)]
 
 
 def _whole_lines_end(fd: int, size: int) -> int:
