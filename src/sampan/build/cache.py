@@ -223,11 +223,17 @@ class BuildCache:
         return freed
 
     def sweep(self) -> None:
-        """At start: contexts of builds that a crash ended."""
+        """At start: contexts of builds that a crash ended, and those that were kept. Nobody waits for their deletion."""
         if self.contexts_dir.is_dir():
-            parent = open_directory(str(self.contexts_dir))
-            try:
-                for name in os.listdir(parent):
-                    remove_tree(name, parent)
-            finally:
-                os.close(parent)
+            old = os.listdir(self.contexts_dir)
+            threading.Thread(
+                target=self._delete_contexts, args=(old,), name="old-contexts", daemon=True
+            ).start()
+
+    def _delete_contexts(self, names: list[str]) -> None:
+        parent = open_directory(str(self.contexts_dir))
+        try:
+            for name in names:
+                remove_tree(name, parent)
+        finally:
+            os.close(parent)

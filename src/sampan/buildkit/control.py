@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sampan.build.request import BuildRequest, CacheOption, Export, from_attributes
+from sampan.build.request import CALLS, BuildRequest, CacheOption, Export, from_attributes
 from sampan.buildkit import messages as m
 from sampan.buildkit import workers
 from sampan.buildkit.borrow import Borrowed
 from sampan.buildkit.builds import Build, Builds, timestamp, told
 from sampan.buildkit.contexts import Contexts
-from sampan.buildkit.faults import Code, GrpcError
+from sampan.buildkit.faults import Code, GrpcError, subrequest_detail
 from sampan.buildkit.link import Stream
 from sampan.buildkit.session import Session, Sessions
 from sampan.buildkit.telling import as_grpc
@@ -156,6 +156,9 @@ class Control:
                 raise GrpcError(
                     f"cache export to {each.type} is not served: the cache stays in this engine"
                 )
+        call = attrs.get("requestid", "")
+        if call not in CALLS:  # a client that is told so may try another way
+            raise GrpcError(f"unsupported request {call}", Code.UNKNOWN, [subrequest_detail(call)])
         asked = from_attributes(attrs)
         imports = tuple(CacheOption(type=each.type, attrs=each.attrs) for each in cache.imports)
         return msgspec.structs.replace(
@@ -294,14 +297,20 @@ async def _driven(build: Build) -> Made | None:
 
 def exports_of(request: m.SolveRequest) -> tuple[Export, ...]:
     """The exporters; an older client names one only."""
-    if request.exporters:
-        return tuple(
-            Export(type=each.type, attrs=each.attrs, id=str(number))
-            for number, each in enumerate(request.exporters)
-        )
-    if request.exporter:
-        return (Export(type=request.exporter, attrs=request.exporter_attrs, id="0"),)
-    return ()
+    named = request.exporters
+    if not named and request.exporter:
+        named = [m.Exporter(type=request.exporter, attrs=request.exporter_attrs)]
+    return tuple(
+        Export(type=each.type, attrs=_without_push(each), id=str(number))
+        for number, each in enumerate(named)
+    )
+
+
+def _without_push(exporter: m.Exporter) -> dict[str, str]:
+    """What goes to the engine's own store is pushed by the client afterwards, by another call."""
+    if exporter.type != "moby":
+        return exporter.attrs
+    return {key: value for key, value in exporter.attrs.items() if key != "push"}
 
 
 def _record(build: Build, error: BaseException | None) -> None:

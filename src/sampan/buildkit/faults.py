@@ -3,7 +3,6 @@
 Details travel as JSON behind a type's name (containerd's typeurl). Of these clients read:
 
     errdefs.Source        the Dockerfile and the lines that the failure is about: buildx prints them, marked
-    errdefs.Vertex        the step that failed
     gatewayapi.ExitMessage  a command's exit status
     errdefs.Subrequest    a request that the frontend does not know, so that a client may try another way
 
@@ -69,11 +68,6 @@ def source_detail(name: str, data: bytes, ranges: Iterable[tuple[int, int]]) -> 
             "ranges": [{"start": {"line": start}, "end": {"line": end}} for start, end in ranges],
         },
     )
-
-
-def vertex_detail(digest: str) -> Detail:
-    """The step."""
-    return detail("errdefs.Vertex", {"digest": digest})
 
 
 def exit_detail(code: int) -> Detail:
