@@ -6,6 +6,7 @@ drifts for all. Prints medians and ratios; asserts nothing.
     oci         `run` of a minimal bundle: sampan-oci, runc, crun, bubblewrap
     build       ten RUN true, uncached and cached
     images      load, pull and list, over both snapshotters (images.py)
+    networks    what an attachment and a port add, throughput, names, 200 containers (networks.py)
     memory      private memory of an idle container's processes
 
 cold: half a second idle before each; hot: back to back. Peers that are not installed are left out and named.
@@ -30,6 +31,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "src")]
 
 from api import compare  # noqa: E402  beside this file
 from images import bench_images  # noqa: E402  beside this file
+from networks import bench_networks  # noqa: E402  beside this file
 
 from tests.support.engine import EngineProcess  # noqa: E402  the path is set above
 from tests.support.images import PATH, busybox_rootfs, tar_of  # noqa: E402
@@ -96,7 +98,7 @@ class Arena:
         self._start_docker()
 
     def _start_docker(self) -> None:
-        given = os.environ.get("REFERENCE_HOST", "")
+        given = (os.environ.get("REFERENCE_HOST", "").split() or [""])[0]
         if not given and shutil.which("dockerd"):
             given = f"unix://{self.base}/docker.sock"
             self._docker = subprocess.Popen(
@@ -323,7 +325,7 @@ def bench_api(arena: Arena, rounds: int) -> None:
 
 BENCHES = {
     "run": bench_run, "exec": bench_exec, "oci": bench_oci, "build": bench_build, "images": bench_images,
-    "memory": bench_memory, "api": bench_api,
+    "networks": bench_networks, "memory": bench_memory, "api": bench_api,
 }  # fmt: skip
 
 
