@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -293,13 +294,33 @@ def rootless_defaults(environ: Mapping[str, str]) -> Config:
     home = Path(environ.get("HOME") or "/")
     data = Path(environ.get("XDG_DATA_HOME") or home / ".local/share")
     settings = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
-    run = Path(environ.get("XDG_RUNTIME_DIR") or f"/tmp/sampan-run-{os.getuid()}")
     return Config(
         root=data / "sampan",
-        run=run / "sampan",
+        run=Path(runtime_directory(environ, os.getuid())) / "sampan",
         config_file=settings / "sampan/daemon.json",
         rootless=True,
     )
+
+
+def runtime_directory(environ: Mapping[str, str], uid: int) -> str:
+    """$XDG_RUNTIME_DIR, or what logind would have made of it, or a directory in /tmp that nobody else may own.
+
+    The command line looks for the engine in the same places (cli/session.py).
+    """
+    if named := environ.get("XDG_RUNTIME_DIR"):
+        return named
+    if os.path.isdir(f"/run/user/{uid}"):
+        return f"/run/user/{uid}"
+    made = f"/tmp/sampan-run-{uid}"
+    try:
+        os.mkdir(made, 0o700)
+    except FileExistsError:
+        facts = os.lstat(made)
+        if facts.st_uid != uid or not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o022:
+            raise InvalidArgument(
+                f"{made} is not ours alone", hint="set XDG_RUNTIME_DIR to a directory of yours"
+            ) from None
+    return made
 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:

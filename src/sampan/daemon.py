@@ -282,6 +282,7 @@ def probe_host(
         has_apparmor=_read("/sys/module/apparmor/parameters/enabled") == "Y",
         has_selinux=os.path.exists("/sys/fs/selinux/enforce"),
         rootless=config.rootless,
+        one_id=config.rootless and not rootless.has_several_ids(),
         cpuset_cpus=_cpuset(host, "cpus"),
         cpuset_mems=_cpuset(host, "mems"),
         open_files=open_files,

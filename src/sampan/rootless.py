@@ -55,7 +55,7 @@ NO_SUBORDINATE_IDS = (
 )
 NO_UPLINK = (
     "neither pasta nor slirp4netns works here: containers reach each other and published ports work, "
-    "but they have no way out but --network host (install passt or slirp4netns)"
+    "but they have no way out but --network host (install slirp4netns, or the package with pasta)"
 )
 
 
@@ -169,6 +169,12 @@ def id_maps(uid: int, gid: int, directory: str = "/etc") -> tuple[bytes, bytes]:
         log.warning("%s: %s", f"{missing} missing", NO_SUBORDINATE_IDS)
         ranges = [[], []]
     return _map_text(uid, ranges[0]), _map_text(gid, ranges[1])
+
+
+def has_several_ids() -> bool:
+    """Whether this process's user namespace maps more than its root."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return sum(count for _, _, count in procfs.parse_id_map(file.read())) > 1
 
 
 def _map_text(own: int, ranges: list[tuple[int, int]]) -> bytes:

@@ -34,11 +34,24 @@ def default_socket() -> str:
     """Root's engine for root; for others their own, or root's where they were let in and have none."""
     if posix.geteuid() == 0:
         return ROOT_SOCKET
-    directory = getenv("XDG_RUNTIME_DIR") or f"/run/user/{posix.geteuid()}"
-    own = f"{directory}/sampan/sampan.sock"
+    own = f"{runtime_directory(posix.geteuid())}/sampan/sampan.sock"
     if not posix.access(own, posix.F_OK) and posix.access(ROOT_SOCKET, posix.R_OK | posix.W_OK):
         return ROOT_SOCKET
     return own
+
+
+def runtime_directory(uid: int) -> str:
+    """Where an engine of our own listens (config.py). One in /tmp that is somebody else's is not looked into."""
+    if named := getenv("XDG_RUNTIME_DIR"):
+        return named
+    usual, made = f"/run/user/{uid}", f"/tmp/sampan-run-{uid}"
+    if posix.access(usual, posix.F_OK):
+        return usual
+    try:
+        facts = posix.lstat(made)
+    except OSError:
+        return made
+    return made if facts.st_uid == uid and facts.st_mode & 0o170022 == 0o040000 else usual
 
 
 class Session:

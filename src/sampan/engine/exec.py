@@ -274,7 +274,7 @@ def _process(engine: Engine, container: Container, config: ExecConfig) -> Proces
         "args": list(config.cmd or ()),
         "env": _environment(container, config, user),
         "cwd": config.working_dir or record.config.working_dir or "/",
-        "user": user.as_oci(),
+        "user": user.as_oci(engine.facts),
         "capabilities": specgen.capability_sets(names, user.uid),
         "oomScoreAdj": host.oom_score_adj,
     }

@@ -175,6 +175,9 @@ class SharedFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_apparmor: bool = False
     has_selinux: bool = False
     rootless: bool = False
+    one_id: bool = False  # rootless without subordinate ids
     cpuset_cpus: str = ""  # what there is, as the kernel writes it: "0-1"
     cpuset_mems: str = ""
-    open_files: tuple[int, int] | None = None  # a container's limit, where it is not the engine's own
+    open_files: tuple[int, int] | None = (
+        None  # a container's limit, where it is not the engine's own
+    )

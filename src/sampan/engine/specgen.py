@@ -77,14 +77,14 @@ def generate(record: ContainerRecord, sources: Sources, facts: SharedFacts) -> S
 # -- the process -----------------------------------------------------------------------------------
 
 
-def _process(spec: Spec, record: ContainerRecord, sources: Sources, _facts: SharedFacts) -> None:
+def _process(spec: Spec, record: ContainerRecord, sources: Sources, facts: SharedFacts) -> None:
     config, host = record.config, record.host_config
     process: Process = {
         "terminal": config.tty,
         "args": [record.path, *record.args],
         "env": environment(record, sources.user, sources.link_env),
         "cwd": config.working_dir or "/",
-        "user": sources.user.as_oci(),
+        "user": sources.user.as_oci(facts),
         "oomScoreAdj": host.oom_score_adj,
     }
     if config.tty and any(host.console_size):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from sampan.engine.records import SharedFacts
 from sampan.errors import InvalidArgument
 from sampan.spec.runtime import User
 from sampan.units import is_digits, parse_uint
@@ -28,9 +29,10 @@ class ExecUser(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[int, ...] = ()
     home: str = "/"
 
-    def as_oci(self) -> User:
+    def as_oci(self, facts: SharedFacts) -> User:
+        """In OCI words. Where there is only one group id there are no supplementary ones: setgroups(2) is denied."""
         user: User = {"uid": self.uid, "gid": self.gid}
-        if self.groups:
+        if self.groups and not facts.one_id:
             user["additionalGids"] = list(self.groups)
         return user
 

@@ -179,6 +179,14 @@ def is_alive(pid: int, started: int) -> bool:
     return now.start_time == started and now.state not in "ZX"
 
 
+def denies_setgroups() -> bool:
+    """In a user namespace with a single group id setgroups(2) is refused: user_namespaces(7), /proc/PID/setgroups."""
+    try:
+        return _read("/proc/self/setgroups").startswith("deny")
+    except OSError:
+        return False
+
+
 def cgroup_paths(pid: int | str = "self") -> dict[str, str]:
     return parse_cgroup(_read(f"/proc/{pid}/cgroup"))
 

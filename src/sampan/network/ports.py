@@ -23,8 +23,8 @@ KINDS = {
 }
 BACKLOG = 511
 PRIVILEGED = (
-    "ports below 1024 are root's; choose a larger one, or let everybody have them: "
-    "sysctl net.ipv4.ip_unprivileged_port_start=80"
+    " (ports below 1024 are root's: choose a larger one, or let everybody have them by "
+    "sysctl net.ipv4.ip_unprivileged_port_start=80)"
 )
 # What is the address's or the protocol's fault is no other port's either.
 NO_PORT_HELPS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
@@ -131,9 +131,10 @@ class PortAllocator:
                 )  # a kernel without SCTP sockets translates all the same
                 return Reserved(port, None)
             words = (error.strerror or str(error)).lower()
+            if error.errno == errno.EACCES and number < 1024:
+                words += PRIVILEGED
             raise Internal(
-                f"failed to bind host port {shown}:{number}/{wish.protocol}: {words}",
-                hint=PRIVILEGED if error.errno == errno.EACCES and number < 1024 else "",
+                f"failed to bind host port {shown}:{number}/{wish.protocol}: {words}"
             ) from error
         self.taken.add(key_of(port))
         return Reserved(port, bound)

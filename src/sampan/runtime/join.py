@@ -18,6 +18,7 @@ from sampan.errors import InvalidArgument
 from sampan.linux import constants as c
 from sampan.linux.fds import close_quietly, socketpair
 from sampan.linux.process import open_pidfd, set_dumpable
+from sampan.linux.procfs import denies_setgroups
 from sampan.linux.syscalls import clone3, prlimit, setns
 
 from . import channel, execution, identity, security, springboard
@@ -133,7 +134,7 @@ def make_join_plan(
         sets = CapabilitySets(bounding=every, effective=every, permitted=every)
     plan.finish = (
         *affinity_steps(process, "final"),
-        *finish_steps(process, sets, program, rootless=posix.geteuid() != 0),
+        *finish_steps(process, sets, program, rootless=posix.geteuid() != 0 or denies_setgroups()),
     )
     return plan
 
