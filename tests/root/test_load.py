@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -46,7 +47,7 @@ class Talk(NamedTuple):
     """The two directions of a connection."""
 
     answers: BinaryIO
-    requests: BinaryIO
+    requests: io.RawIOBase
 
     def head(self) -> int:
         """Read the head of an answer that must be 200; the length of the body, 0 where it has none."""
@@ -143,7 +144,8 @@ def test_fifty_followers_of_one_log_read_every_line_across_rotations(
             )
             for _ in range(50)
         ]
-        stack.callback(lambda: [follower.kill() for follower in followers])
+        for follower in followers:
+            stack.callback(follower.kill)
         engine.docker("exec", "talker", "touch", "/go")
         for follower in followers:
             assert follower.communicate(timeout=120)[0] == expected

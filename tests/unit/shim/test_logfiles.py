@@ -21,8 +21,8 @@ def log(tmp_path: Path) -> LineLog:
     return made
 
 
-def reader(tmp_path: Path, **options: int) -> LogReader:
-    return LogReader(str(tmp_path / "log"), "json-file", **options)
+def reader(tmp_path: Path, *, tail: int = -1) -> LogReader:
+    return LogReader(str(tmp_path / "log"), "json-file", tail=tail)
 
 
 def read_some(reader: LogReader) -> bytes:
