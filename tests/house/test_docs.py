@@ -14,6 +14,7 @@ PATH = re.compile(r"`((?:src/sampan|tests|docs|scripts|bench)/[\w./-]+\.(?:py|md
 MODULE = re.compile(
     r"`((?:linux|spec|cgroups|storage|network|runtime|images|shim|engine|build|api|cli)/[\w/]+\.py)`"
 )
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))
@@ -29,6 +30,9 @@ def test_links_lead_somewhere(page: Path) -> None:
             broken.append(target)
     broken += [path for path in PATH.findall(text) if not (REPOSITORY / path).exists()]
     broken += [m for m in MODULE.findall(text) if not (REPOSITORY / "src/sampan" / m).exists()]
+    for path, name in TEST.findall(text):
+        if f"def {name}(" not in (REPOSITORY / path).read_text(encoding="utf-8"):
+            broken.append(f"{path}::{name}")
     assert not broken
 
 
