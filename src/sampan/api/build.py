@@ -43,9 +43,12 @@ def routes(builder: Builder, buildkit: BuildKit) -> tuple[Route, ...]:
 
     async def prune_cache(call: Call) -> None:
         keep = call.number("reserved-space") or call.number("keep-storage") or 0
-        await call.json(
-            await prune(builder, call.filters(), everything=call.flag("all"), keep_bytes=keep)
-        )
+        filters, everything = call.filters(), call.flag("all")
+        pruned = await prune(builder, filters, everything=everything, keep_bytes=keep)
+        if everything and not filters and not keep:
+            freed = pruned.space_reclaimed + await buildkit.drop_contexts()
+            pruned = msgspec.structs.replace(pruned, space_reclaimed=freed)
+        await call.json(pruned)
 
     return (
         post("/build", build_image),

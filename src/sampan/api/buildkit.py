@@ -44,6 +44,12 @@ class BuildKit:
             self._server = Server(self._builder)
         return self._server
 
+    async def drop_contexts(self) -> int:
+        """Delete the directories that clients sent and that are kept for their next builds; bytes freed."""
+        if self._server is None:
+            return 0
+        return await self._builder.engine.run_blocking(self._server.contexts.clear)
+
     async def grpc(self, call: Call) -> None:
         """Serve the client's calls until it leaves."""
         _check_upgrade(call)

@@ -10,10 +10,13 @@ host nobody knows what of a file was written.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 
 from sampan.build.context import Context, new_directory
+from sampan.spec.engine.image import BuildCacheRecord
+from sampan.units import rfc3339nano
 
 MOST_KEPT = 8
 MOST_BYTES = 1 << 30
@@ -31,6 +34,8 @@ class KeptContext(Context):
         self.whole = False  # set when it holds all that was asked for
         self.entries = 0
         self.bytes = 0
+        self.created_ns = self.used_ns = time.time_ns()
+        self.uses = 0
 
     def close(self) -> None:
         """Idempotent."""
@@ -56,6 +61,7 @@ class Contexts:
             found = self._kept.pop(key, None)
         if found is not None:
             found.is_new, found.whole = False, False
+            found.used_ns, found.uses = time.time_ns(), found.uses + 1
             return found
         return KeptContext(new_directory(self.parent), self, key)
 
@@ -79,6 +85,19 @@ class Contexts:
 
     def _total(self) -> int:
         return sum(context.bytes for context in self._kept.values())
+
+    def rows(self) -> list[BuildCacheRecord]:
+        """What is kept and not in use, as entries of the build cache."""
+        with self._lock:
+            kept = list(self._kept.values())
+        return [
+            BuildCacheRecord(
+                id=context.path.name, type="source.local", description="local source for context",
+                size=context.bytes, created_at=rfc3339nano(context.created_ns),
+                last_used_at=rfc3339nano(context.used_ns), usage_count=context.uses,
+            )
+            for context in kept
+        ]  # fmt: skip
 
     def clear(self) -> int:
         """Delete what is kept and not in use; bytes freed."""

@@ -48,6 +48,7 @@ class Control:
         self.builder = builder
         self.engine = builder.engine
         self.contexts = Contexts(builder.cache.contexts_dir)
+        builder.engine.build_cache_rows.append(self.contexts.rows)
         self.sessions = sessions
         self.builds = builds
 
@@ -226,6 +227,7 @@ class Control:
         from sampan.build import upkeep
 
         rows = await self.engine.run_blocking(upkeep.rows, self.builder)
+        rows += self.contexts.rows()
         records = [
             m.UsageRecord(
                 id=row.id, mutable=row.type == "exec.cachemount", in_use=row.in_use, size=row.size,

@@ -39,6 +39,7 @@ class Server:
         self._links: set[Link] = set()
         control = Control(builder, self.sessions, self.builds)
         gateway = Gateway(control)
+        self.contexts = control.contexts
         self.older = Older(control)
         self._serve = dispatcher(_methods(control, gateway))
 

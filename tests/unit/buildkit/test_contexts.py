@@ -57,5 +57,7 @@ def test_the_oldest_go_first(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted(paths[2:])
     used(pool, "big", size=kept.MOST_BYTES - kept.MOST_KEPT + 1)
     assert sum(1 for _ in tmp_path.iterdir()) == kept.MOST_KEPT
+    assert {row.type for row in pool.rows()} == {"source.local"}
+    assert max(row.size for row in pool.rows()) > kept.MOST_BYTES // 2
     assert pool.clear() > kept.MOST_BYTES // 2
     assert not list(tmp_path.iterdir())
