@@ -1,4 +1,6 @@
-"""Make the clone's .venv and put the package's dependencies into it: bootstrap.py CLONE [EXTRA...].
+"""Make an environment and put the package's dependencies into it: bootstrap.py CLONE CLONE/.venv [EXTRA...].
+
+The environment of somebody else's clone is made in the user's cache (scripts/bootstrap.sh).
 
 Run by any Python >= 3.11 through scripts/bootstrap.sh. Quiet when it works. A lock beside the environment makes a
 second first start wait for the first instead of spoiling its work; the kernel drops the lock with its process.
@@ -105,12 +107,18 @@ def install(directory: Path, wanted: list[str]) -> None:
     raise Failed(f"could not install {', '.join(wanted)}: {said or 'no pip found'}\n{NO_VENV_HINT}")
 
 
-def main(clone: Path, extras: list[str]) -> None:
-    directory = clone / ".venv"
+def main(clone: Path, directory: Path, extras: list[str]) -> None:
     pyproject = (clone / "pyproject.toml").stat().st_mtime
     stamps = [directory / f".sampan-{name}" for name in ("base", *extras)]
     try:
-        lock = (clone / ".venv.lock").open("w")
+        if directory.parent.resolve() != clone.resolve():
+            if not directory.exists():
+                print(
+                    f"sampan: {clone} is not yours to change: making {directory}, once",
+                    file=sys.stderr,
+                )
+            directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = directory.with_name(".venv.lock").open("w")
     except OSError as error:
         if all(stamp.exists() for stamp in stamps) and works(directory / "bin" / "python"):
             return  # another user's clone: what its owner installed will do
@@ -134,6 +142,6 @@ def main(clone: Path, extras: list[str]) -> None:
 if __name__ == "__main__":
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every start compiles the packages anew
     try:
-        main(Path(sys.argv[1]), sys.argv[2:])
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
     except (Failed, OSError) as failure:
         sys.exit(f"sampan: {failure}")

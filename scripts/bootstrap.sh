@@ -4,13 +4,21 @@
 # Stale means: pyproject.toml is newer than the stamp that the last good installation left, or the interpreter is gone.
 # Making it is scripts/bootstrap.py's work: it locks, so that two first starts at once make one environment.
 
+#
+# Somebody else's clone, with an environment whose interpreter we may not start or that was never made: then one of our
+# own, in the user's cache, at the clone's path below it.
+
 bootstrap() {
-    python=$here/.venv/bin/python
+    venv=$here/.venv
+    if [ ! -w "$here" ] && { [ ! -x "$venv/bin/python" ] || [ ! -f "$venv/.sampan-base" ]; }; then
+        venv=${XDG_CACHE_HOME:-${HOME:-/var}/.cache}/sampan/clones$(cd "$here" && pwd -P)/.venv
+    fi
+    python=$venv/bin/python
     for extra in base "$@"; do
-        stamp=$here/.venv/.sampan-$extra
+        stamp=$venv/.sampan-$extra
         if [ ! -x "$python" ] || [ ! -f "$stamp" ] || [ "$here/pyproject.toml" -nt "$stamp" ]; then
             bootstrap_host_python
-            "$host_python" -I "$here/scripts/bootstrap.py" "$here" "$@" || exit 1
+            "$host_python" -I "$here/scripts/bootstrap.py" "$here" "$venv" "$@" || exit 1
             return 0
         fi
     done

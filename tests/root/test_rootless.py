@@ -447,3 +447,41 @@ def test_without_subordinate_ids_there_is_one_user(code: Path) -> None:
     finally:
         user.stop()
     assert user.settle() == []
+
+
+class TestSomebodyElsesClone:
+    """scripts/bootstrap.sh for a user who may not write where the clone lies."""
+
+    def _python_of(self, code: Path, *, made: bool) -> tuple[Path, str, str]:
+        clone, cache = code / f"clone-{made}", code / f"cache-{made}"
+        (clone / ".venv/bin").mkdir(parents=True)
+        shutil.copytree(REPOSITORY / "scripts", clone / "scripts")
+        (clone / "pyproject.toml").write_text("")
+        if made:
+            (clone / ".venv/.sampan-base").write_text("")
+            (clone / ".venv/bin/python").symlink_to("/bin/true")
+        cache.mkdir(mode=0o777)
+        cache.chmod(0o777)
+        (code / "python").write_text(
+            f'#!/bin/sh\ncase $* in *-c*) ;; *) echo "$*" > {cache}/said ;; esac\n'
+        )
+        (code / "python").chmod(0o755)
+        subprocess.run(["chmod", "-R", "a+rX", str(clone)], check=True)
+        done = subprocess.run(
+            ["sh", "-euc", f'here={clone}; . "$here/scripts/bootstrap.sh"; bootstrap; echo "$python"'],
+            env={"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(cache), "SAMPAN_PYTHON": f"{code}/python"},
+            user=64322, group=64322, extra_groups=[], cwd="/", capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        said = cache / "said"
+        return clone, done.stdout.strip(), said.read_text() if said.exists() else ""
+
+    def test_what_its_owner_installed_will_do(self, code: Path) -> None:
+        clone, python, said = self._python_of(code, made=True)
+        assert python == f"{clone}/.venv/bin/python"
+        assert said == ""
+
+    def test_without_it_the_user_has_one_of_his_own(self, code: Path) -> None:
+        clone, python, said = self._python_of(code, made=False)
+        own = f"{code}/cache-False/sampan/clones{clone}/.venv"
+        assert python == f"{own}/bin/python"
+        assert said.split()[1:] == [f"{clone}/scripts/bootstrap.py", str(clone), own]

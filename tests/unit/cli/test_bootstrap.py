@@ -48,10 +48,10 @@ def clone(
 
 def test_it_installs_once(bootstrap: ModuleType, clone: tuple[Path, list[list[str]]]) -> None:
     directory, installed = clone
-    bootstrap.main(directory, [])
-    bootstrap.main(directory, [])
+    bootstrap.main(directory, directory / ".venv", [])
+    bootstrap.main(directory, directory / ".venv", [])
     assert installed == [["a>=1"]]
-    bootstrap.main(directory, ["test"])
+    bootstrap.main(directory, directory / ".venv", ["test"])
     assert installed == [["a>=1"], ["a>=1", "b"]]
 
 
@@ -59,11 +59,11 @@ def test_a_newer_project_file_makes_it_stale(
     bootstrap: ModuleType, clone: tuple[Path, list[list[str]]]
 ) -> None:
     directory, installed = clone
-    bootstrap.main(directory, [])
+    bootstrap.main(directory, directory / ".venv", [])
     future = (directory / ".venv" / ".sampan-base").stat().st_mtime + 10
     os.utime(directory / "pyproject.toml", (future, future))
-    bootstrap.main(directory, [])
-    bootstrap.main(directory, [])
+    bootstrap.main(directory, directory / ".venv", [])
+    bootstrap.main(directory, directory / ".venv", [])
     assert len(installed) == 2, "stale once, then good again, whatever the clock says"
 
 
@@ -71,11 +71,28 @@ def test_two_first_starts_at_once_make_one_environment(
     bootstrap: ModuleType, clone: tuple[Path, list[list[str]]]
 ) -> None:
     directory, installed = clone
-    threads = [threading.Thread(target=bootstrap.main, args=(directory, [])) for _ in range(4)]
+    threads = [
+        threading.Thread(target=bootstrap.main, args=(directory, directory / ".venv", []))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(installed) == 1
+
+
+def test_somebody_else_s_clone_gets_an_environment_elsewhere(
+    bootstrap: ModuleType, clone: tuple[Path, list[list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, installed = clone
+    own = directory / "cache" / "clones" / ".venv"
+    bootstrap.main(directory, own, [])
+    assert f"{directory} is not yours to change" in capsys.readouterr().err
+    assert (own / ".sampan-base").exists()
+    assert not (directory / ".venv").exists()
+    bootstrap.main(directory, own, [])
+    assert capsys.readouterr().err == ""
     assert len(installed) == 1
 
 
