@@ -796,7 +796,8 @@ def test_a_read_only_tmpfs_holds_what_is_mounted_inside_it(oci: Runtime) -> None
             if mount["destination"] == "/dev":
                 mount["options"].append("ro")
 
-    text = oci.output("sh", "-c", "touch /dev/x 2>&1; ls -d /dev/pts/ptmx /dev/null", change=change)
+    script = "touch /dev/x 2>&1; ls -d /dev/pts/ptmx /dev/null /dev/console"
+    text = oci.output("sh", "-c", script, change=change, terminal=True)
     assert "Read-only file system" in text
     assert "/dev/pts/ptmx" in text
 
@@ -826,3 +827,21 @@ def test_a_time_namespace_beside_a_user_namespace(oci: Runtime) -> None:
         linux["timeOffsets"] = {"monotonic": {"secs": 7881, "nanosecs": 0}}
 
     assert "7881" in oci.output("cat", "/proc/self/timens_offsets", change=change)
+
+
+def test_a_terminal_in_the_foreground_adds_no_carriage_returns(oci: Runtime) -> None:
+    """Ours, when we have one, adds them; a pipe wants the lines as they were written (runc's choice)."""
+    bundle = oci.bundle(args=["sh", "-c", "echo one; echo two"], terminal=True)
+    assert oci.run(bundle).stdout == "one\ntwo\n"
+    bundle = oci.bundle(args=["sleep", "1000"])
+    assert oci("run", "-d", "--bundle", str(bundle), "c").returncode == 0
+    assert oci("exec", "-t", "c", "echo", "three").stdout == "three\n"
+
+
+def test_debug_shows_each_step_before_it_is_done(oci: Runtime) -> None:
+    result = oci.run(oci.bundle(args=["true"]))
+    assert "level=debug" not in result.stderr
+    bundle = oci.bundle(args=["true"])
+    oci.ids.append("d")
+    told = oci("--debug", "run", "--bundle", str(bundle), "d").stderr
+    assert told.index('level=debug msg="mount proc on /proc"') < told.index("execute true")

@@ -99,6 +99,32 @@ def send_descriptor(socket_fd: int, payload: str, fd: int) -> None:
         sock.close()
 
 
+def connect(path: str, kind: int = _socket.SOCK_STREAM) -> int:
+    """Connect to a unix socket wherever it lies."""
+    directory, _, name = path.rpartition("/")
+    fd = posix.open(
+        directory or ("/" if path.startswith("/") else "."), posix.O_PATH | posix.O_CLOEXEC
+    )
+    sock = _socket.socket(_socket.AF_UNIX, kind | _socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(f"/proc/self/fd/{fd}/{name}")
+        return sock.detach()
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        posix.close(fd)
+        sock.close()
+
+
+def send_pidfd(path: str, pidfd: int) -> None:
+    fd = connect(path)
+    try:
+        send_descriptor(fd, "pidfd", pidfd)
+    finally:
+        posix.close(fd)
+
+
 def send_failure(sock: socket, *, number: int, step: str, text: str) -> None:
     send(sock, FAILED, f"{number}\0{step}\0{text}")
 

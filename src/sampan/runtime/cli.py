@@ -138,11 +138,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def handler(name: str) -> Callable[[Context, Parsed], int]:
     """The function of a command; rarely used ones are imported only when named."""
-    if name in ("create", "run", "start", "exec"):
+    if name in ("create", "run"):
         from . import cli_run
 
         return cli_run.HANDLERS[name]
-    if name in ("state", "kill", "delete", "pause", "resume"):
+    if name == "exec":
+        from . import cli_exec
+
+        return cli_exec.HANDLERS[name]
+    if name in ("start", "state", "kill", "delete", "pause", "resume"):
         from . import cli_life
 
         return cli_life.HANDLERS[name]

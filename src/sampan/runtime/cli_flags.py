@@ -8,11 +8,15 @@ somebody else follows it (exec, ps).
 
 from __future__ import annotations
 
+import posix
+
 from sampan.errors import InvalidArgument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from sampan.spec.runtime import Process
 
 # A flag: "name[,short]" -> kind. "b" boolean, "s" string, "i" integer, "l" list (may be repeated).
 FlagTable = dict[str, str]
@@ -239,3 +243,36 @@ def _rows(table: FlagTable) -> str:
         long, _, short = names.partition(",")
         rows.append(f"    --{long}{', -' + short if short else ''}{values[kind]}\n")
     return "".join(rows)
+
+
+MAX_PRESERVED = 65536
+
+
+def preserved(count: int) -> tuple[int, ...]:
+    """--preserve-fds: which of the descriptors from 3 on are there. The holes are filled, so that nothing of ours falls in."""
+    if not 0 <= count <= MAX_PRESERVED:
+        raise InvalidArgument(f"--preserve-fds: {count} is out of range, 0 to {MAX_PRESERVED}")
+    there = []
+    for number in range(3, 3 + count):
+        try:
+            posix.fstat(number)
+            there.append(number)
+        except OSError:
+            posix.open(
+                "/", posix.O_PATH | posix.O_CLOEXEC
+            )  # takes the lowest free number: this one
+    return tuple(there)
+
+
+def check_terminal(process: Process, parsed: Parsed, *, detach: bool) -> None:
+    """A terminal that nobody would serve, or a socket for a terminal that is not made."""
+    socket = parsed.text("console-socket")
+    terminal = process.get("terminal", False)
+    if detach and terminal and not socket:
+        raise InvalidArgument(
+            "cannot allocate tty if runtime will detach without setting console socket"
+        )
+    if (not detach or not terminal) and socket:
+        raise InvalidArgument(
+            "cannot use console socket if runtime will not detach or allocate tty"
+        )

@@ -1,4 +1,4 @@
-"""state, kill, delete, pause, resume of sampan-oci."""
+"""start, state, kill, delete, pause, resume of sampan-oci."""
 
 from __future__ import annotations
 
@@ -9,11 +9,38 @@ from sampan.linux.fastjson import indented
 from sampan.linux.process import signal_number
 
 from . import container as verbs
+from .channel import LaunchError
+from .cli import environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .cli import Context
     from .cli_flags import Parsed
+    from .container import Container
+    from .readiness import Readiness
+
+
+def readiness_of(container: Container) -> Readiness | None:
+    """Where the program will say that it is ready, when we run under a service manager that asks for it."""
+    manager = environment("NOTIFY_SOCKET")
+    if not manager:
+        return None
+    from .readiness import listen
+
+    return listen(container.directory, manager)
+
+
+def start(context: Context, parsed: Parsed) -> int:
+    container = context.store().load(parsed.operands[0])
+    readiness = readiness_of(container)
+    try:
+        pidfd = verbs.start(container)
+    except LaunchError as error:
+        context.log.debug(error.message)
+        raise
+    if readiness is not None:
+        readiness.wait(pidfd)
+    return 0
 
 
 def state(context: Context, parsed: Parsed) -> int:
@@ -65,4 +92,11 @@ def resume(context: Context, parsed: Parsed) -> int:
     return 0
 
 
-HANDLERS = {"state": state, "kill": kill, "delete": delete, "pause": pause, "resume": resume}
+HANDLERS = {
+    "start": start,
+    "state": state,
+    "kill": kill,
+    "delete": delete,
+    "pause": pause,
+    "resume": resume,
+}

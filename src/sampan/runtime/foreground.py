@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .launch import Child
+    from .child import Child
     from .readiness import Readiness
 
     Handlers = dict[
@@ -36,6 +36,13 @@ WAITED = _FORWARDED | {_signal.SIGCHLD}
 def block_signals() -> None:
     """Before the child is made, so that no signal is lost between its start and our waiting."""
     _signal.pthread_sigmask(_signal.SIG_BLOCK, WAITED)
+
+
+def stay(child: Child, readiness: Readiness | None = None) -> int:
+    """Until the process ends, with its terminal if it has one; its exit code."""
+    if child.console_fd >= 0:
+        return wait_on_terminal(child, readiness)
+    return wait(child, readiness)
 
 
 def wait(child: Child, readiness: Readiness | None = None) -> int:
@@ -81,7 +88,6 @@ def wait_on_terminal(
 ) -> int:
     """The same with a pty: bytes go both ways until it is closed, then the code."""
     console = child.console_fd
-    _keep_line_ends(console)
     before = _raw(stdin)
     handlers: Handlers = {
         console: lambda: _copy(console, stdout),
@@ -188,7 +194,7 @@ def _raw(fd: int) -> Any:
     return before
 
 
-def _keep_line_ends(console: int) -> None:
+def keep_line_ends(console: int) -> None:
     """No carriage returns added: our own terminal, when there is one, adds what it needs (runc's choice)."""
     import termios
 

@@ -18,6 +18,7 @@ from _signal import (  # type: ignore[import-not-found]
     SIGCHLD,
     pthread_sigmask,
     sigtimedwait,
+    strsignal,
 )
 
 from sampan.linux.fastjson import dump_bytes
@@ -37,6 +38,17 @@ if TYPE_CHECKING:
     from .steps import Stage
 
 OUTPUT_LIMIT = 4096
+
+
+class HookFailed(LaunchError):
+    """A hook that ran and said no, in Go's words for how it ended; `code` is the shell's."""
+
+    def __init__(self, path: str, code: int, said: str) -> None:
+        how = f"exit status {code}"
+        if code > 128:
+            how = f"signal: {(strsignal(code - 128) or str(code - 128)).lower()}"
+        super().__init__(f"{path}: {how}" + (f", output: {said}" if said else ""))
+        self.code = code
 
 
 def state_of(plan: LaunchPlan, status: str, pid: int) -> dict[str, Any]:
@@ -63,8 +75,6 @@ def run_in_container(
     stage: Stage, plan: LaunchPlan, number: int, hook: Hook, kind: str, status: str
 ) -> None:
     """By init itself, so with the container's pid of it; where the hook names no environment, in the program's."""
-    if kind == "createContainer":
-        posix.fchdir(stage.root_fd)  # runc's, and toolkits for devices count on it
     state = state_of(plan, status, posix.getpid())
     _run_numbered(number, hook, kind, state, stage.environ if kind == "startContainer" else None)
 
@@ -102,8 +112,7 @@ def run(hook: Hook, state: State | dict[str, Any]) -> None:
         if code:
             posix.lseek(output, 0, 0)
             said = posix.read(output, OUTPUT_LIMIT).decode("utf-8", "replace").strip()
-            how = f"killed by signal {code - 128}" if code > 128 else f"exit status {code}"
-            raise LaunchError(f"{hook['path']}: {how}" + (f", output: {said}" if said else ""))
+            raise HookFailed(hook["path"], code, said)
     finally:
         close_quietly(*{stdin, output, stdout, stderr})
 

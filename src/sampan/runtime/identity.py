@@ -120,3 +120,7 @@ def enter_root_of(stage: Stage, handle: str) -> None:
     """Without a mount namespace to join, the container's root is another process's."""
     posix.fchdir(stage.handles[handle])
     posix.chroot(".")
+
+
+def use_current_root(stage: Stage) -> None:
+    stage.root_fd = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)

@@ -45,6 +45,7 @@ from .steps import Stage, Step
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from sampan.cgroups.manager import Manager
@@ -60,7 +61,7 @@ class JoinPlan:
     """One process to run inside: everything decided before it is made."""
 
     __slots__ = (
-        "args", "before", "environ", "finish", "pid", "preserve_fds", "rlimits", "springboard", "start_time",
+        "args", "before", "environ", "finish", "on_console", "pid", "preserve_fds", "rlimits", "springboard", "start_time",
         "state", "terminal", "uid",
     )  # fmt: skip
 
@@ -71,6 +72,9 @@ class JoinPlan:
         self.environ: tuple[str, ...] = ()
         self.uid = 0
         self.terminal = False
+        self.on_console: Callable[[int], None] | None = (
+            None  # gets the master before the program runs
+        )
         self.springboard = False
         self.preserve_fds: tuple[int, ...] = ()
         self.rlimits: tuple[tuple[int, int, int], ...] = ()
@@ -354,6 +358,8 @@ def _see_through(plan: JoinPlan, child: Child, sock: socket) -> None:
             child.replace(int(text))
         elif kind == channel.CONSOLE:
             child.console_fd = fds[0]
+            if plan.on_console is not None:
+                plan.on_console(fds[0])
         elif kind == channel.LISTENER:
             state = {**plan.state, "pid": child.pid}
             hand_over(sock, child.pidfd, text, fds, state)

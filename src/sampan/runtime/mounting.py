@@ -628,7 +628,3 @@ def have_proc(stage: Stage) -> None:
     if stage.proc_fd < 0:
         stage.proc_fd = m.new_filesystem("proc")
         verify_proc(stage.proc_fd)
-
-
-def use_current_root(stage: Stage) -> None:
-    stage.root_fd = posix.open("/", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)

@@ -67,13 +67,13 @@ def plan_rootfs(
         steps += _mount_steps(plan, spec, namespaces, index, mount, cgroup_host)
     steps += _device_steps(plan, spec, namespaces)
     steps += conversation.before_pivot(plan, spec)
+    steps += _narrowing_steps(spec)
     if any(
         "ro" in (mount.get("options") or ())
         for mount in spec.get("mounts") or ()
         if mount.get("type") == "tmpfs"
     ):
         steps.append(Step("make tmpfs mounts read-only", mounting.seal))
-    steps += _narrowing_steps(spec)
     steps += _enter_steps(rootfs, own_tree, no_pivot, propagation)
     steps += _final_steps(spec)
     return steps

@@ -40,7 +40,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .plan import CapabilitySets
+    from .demands import CapabilitySets
     from .seccomp_cache import Program
     from .steps import Stage
 

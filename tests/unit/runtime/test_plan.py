@@ -12,10 +12,11 @@ from sampan.linux import constants as c
 from sampan.runtime.cli_flags import COMMANDS, parse
 from sampan.runtime.cli_info import parse_size
 from sampan.runtime.container import check_id
+from sampan.runtime.demands import capability_sets, unique
 from sampan.runtime.example import example_spec
 from sampan.runtime.numberlist import parse_list
 from sampan.runtime.options import parse_options
-from sampan.runtime.plan import LaunchPlan, capability_sets, make_plan, unique
+from sampan.runtime.plan import LaunchPlan, make_plan
 from sampan.runtime.security import sysctl_path
 from sampan.runtime.state import MAY, ContainerState, decode, require
 
