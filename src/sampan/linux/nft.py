@@ -458,13 +458,14 @@ class Message:
 
 def replace_messages(table: Table) -> list[Message]:
     """The batch that puts this value in place of whatever the table holds now."""
+    return [*delete_messages(table.family, table.name), *create_messages(table)]
+
+
+def create_messages(table: Table) -> list[Message]:
+    """The batch that makes this value where there is no table of its name."""
     name = text(1, table.name)
-    family = table.family
-    messages = [
-        Message(NEWTABLE, family, name, flags=netlink.NLM_F_CREATE, what=f"table {table.name}"),
-        Message(DELTABLE, family, name, what=f"table {table.name}"),
-        Message(NEWTABLE, family, name, flags=netlink.NLM_F_CREATE, what=f"table {table.name}"),
-    ]
+    flags = netlink.NLM_F_CREATE
+    messages = [Message(NEWTABLE, table.family, name, flags=flags, what=f"table {table.name}")]
     messages += [_new_set(table, each, number) for number, each in enumerate(table.sets, 1)]
     messages += [new_chain(table, chain) for chain in table.chains]
     for each in table.sets:

@@ -14,13 +14,15 @@ Messages (daemon -> keeper; each is answered {"ok": true} or {"error": text}):
     {"op": "zone", "network": id, "name": str, "names": {name: [address]}, "pointers": {address: name}}
     {"op": "zone-drop", "network": id}
     {"op": "names", "container": id, "networks": [id], "links": {alias: [address]}, "servers": [ip], "forward": bool,
-         "limit": null or {"table": str, "sources": [ip], "names": [str]}} + descriptors [udp, tcp] the first time
+         "limit": null or {"table": str, "sources": [ip], "names": [str]}} + descriptors [udp, tcp] the first time;
+         of a container that is not known and without them it is passed over
     {"op": "names-drop", "container": id}
     {"op": "grants", "container": id}  -> {"grants": [{"name", "address", "seconds"}], "refused": {name: times}}
     {"op": "regrant"}                  the firewall's tables were replaced (`grants.py`)
     {"op": "port", "key": str, "protocol": str, "target": [ip, port]} + descriptor [listening socket]
     {"op": "port-target", "key": str, "target": [ip, port]}    for connections to come
     {"op": "port-drop", "key": str}
+    {"op": "batch", "messages": [message + "descriptors": how many of the descriptors are its]}    in order, to the first error
     {"op": "list"}  -> {"containers": [...], "ports": [...], "zones": [...]}
 
 Single thread, no asyncio: it must stay small. Nothing a container sends can grow it without bound: connections,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 IN, OUT, HUP, ERR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP, select.EPOLLERR
 MAX_MESSAGE = 1 << 20
+MAX_DESCRIPTORS = 64
 MAX_PENDING = 2048
 QUERY_TIMEOUT_S = 4.0
 TCP_IDLE_S = 20.0
@@ -384,7 +387,7 @@ class Control:
     def ready(self, fd: int, events: int) -> None:
         """One message, one answer."""
         try:
-            data, received = fds.recv_fds(self.socket, MAX_MESSAGE, 4)
+            data, received = fds.recv_fds(self.socket, MAX_MESSAGE, MAX_DESCRIPTORS)
         except OSError:
             data, received = b"", []
         if not data:
@@ -453,6 +456,8 @@ class Keeper:
     def handle(self, message: dict[str, Any], received: list[int]) -> dict[str, Any]:
         """Do what a daemon's message says."""
         operation = message["op"]
+        if operation == "batch":
+            return self._batch(message["messages"], received)
         if operation == "zone":
             names = {name.lower(): list(found) for name, found in message["names"].items()}
             self.zones[message["network"]] = dns.Zone(
@@ -501,6 +506,19 @@ class Keeper:
             raise ValueError(f"unknown operation {operation!r}")
         return {"ok": True}
 
+    def _batch(self, messages: list[dict[str, Any]], received: list[int]) -> dict[str, Any]:
+        taken = 0
+        for each in messages:
+            count = each.get("descriptors", 0)
+            own = received[taken : taken + count]
+            taken += count
+            try:
+                self.handle(each, own)
+            except (ValueError, KeyError, TypeError, OSError, IndexError) as error:
+                fds.close_quietly(*own, *received[taken:])
+                return {"error": f"{each.get('op')}: {type(error).__name__}: {error}"}
+        return {"ok": True}
+
     def _zone_changed(self, network: str) -> None:
         for each in self.names.values():
             if network in each.networks:
@@ -514,7 +532,8 @@ class Keeper:
                 old.close()
             udp, tcp = (_socket.socket(fileno=fd) for fd in received)
             self.names[container] = Names(self, udp, tcp)
-        self.names[container].configure(message)
+        if container in self.names:
+            self.names[container].configure(message)
 
     def _port(self, message: dict[str, Any], received: list[int]) -> None:
         socket = _socket.socket(fileno=received[0])

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from sampan.errors import Internal, SampanError, Unavailable
 from sampan.linux import fds
 
 log = logging.getLogger("sampan.network")
+Part = tuple[dict[str, Any], tuple[int, ...]]  # a message and its descriptors
 START_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 10.0
+BATCH = 32  # messages at once; each has two descriptors at most
 SOURCE = Path(__file__).resolve().parents[2]
 
 
@@ -61,6 +63,14 @@ class KeeperClient:
         if "error" in reply:
             raise Internal(f"network keeper: {message['op']}: {reply['error']}")
         return reply
+
+    def request_all(self, parts: Sequence[Part]) -> None:
+        """Several messages with their descriptors, done in order to the first refusal; one wait for all of them."""
+        for start in range(0, len(parts), BATCH):
+            part = parts[start : start + BATCH]
+            messages = [{**message, "descriptors": len(own)} for message, own in part]
+            every = tuple(fd for _, own in part for fd in own)
+            self.request({"op": "batch", "messages": messages}, every)
 
     def held(self) -> dict[str, list[str]]:
         """What a running keeper holds; nothing where none runs. Starts none."""

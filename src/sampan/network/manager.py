@@ -246,7 +246,7 @@ class NetworkManager:
             endpoint.set_default_routes(namespace, tuple(taken))
             if wish.ports:
                 taken = self.services.publish(wish, taken, undo)
-            self.services.serve(wish, taken, namespace.netns_fd, undo)
+            self.services.serve(wish, taken, namespace.netns_fd, undo, is_new=True)
             undo.pop_all()
         return Sandbox(netns_fd=namespace.take(), endpoints=tuple(taken))
 

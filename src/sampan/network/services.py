@@ -22,7 +22,7 @@ from sampan.network import egress, files, names, ports
 from sampan.network.catalog import NetworkCatalog
 from sampan.network.endpoint import gateway_endpoint
 from sampan.network.firewall import Firewall
-from sampan.network.keeper_client import KeeperClient
+from sampan.network.keeper_client import KeeperClient, Part
 from sampan.network.records import (
     EgressGrant,
     EndpointRecord,
@@ -100,23 +100,22 @@ class Services:
         """Reserve, translate, hand to the keeper, remember; each step undone on failure."""
         network = self.catalog.records[target.network_id]
         default_ip = network.option(HOST_BINDING, self.settings.publish_ip)
-        added: list[PublishedPort] = []
+        reserved: list[ports.Reserved] = []
+        undo.callback(self._release_ports, target, reserved)
         try:
             for wish in wishes:
                 hosts = ports.host_addresses(
                     wish, default_ip=default_ip, ipv6=ports.host_has_ipv6()
                 )
                 with self._lock:
-                    reserved = self.allocator.reserve(wish, hosts)
-                for each in reserved:
-                    undo.callback(self._release_port, target, each.port)
-                    self._hand_over(target, each)
-                    added.append(each.port)
+                    reserved += self.allocator.reserve(wish, hosts)
+            self._hand_over(target, reserved)
         except (Internal, Unavailable) as error:
             raise Internal(
                 f"driver failed programming external connectivity on endpoint {target.container_name} ({target.id}): {error.message}",
                 hint=error.hint,
             ) from error
+        added = [each.port for each in reserved]
         translated = translations(target, added)
         if translated and self.settings.firewall:
             self.firewall.publish(translated)
@@ -126,23 +125,35 @@ class Services:
             self.table.put(result)
         return result
 
-    def _hand_over(self, target: EndpointRecord, reserved: ports.Reserved) -> None:
-        port = reserved.port
-        message = {
-            "op": "port", "key": ports.keeper_key(target.container_id, port),
-            "protocol": port.protocol, "target": _target(target, port),
-        }  # fmt: skip
-        if reserved.held is None:
-            return  # translated by the kernel alone
+    def _hand_over(self, target: EndpointRecord, reserved: Iterable[ports.Reserved]) -> None:
+        """Give the keeper the sockets; a port without one is translated by the kernel alone."""
+        parts: list[Part] = [
+            (
+                {
+                    "op": "port", "key": ports.keeper_key(target.container_id, each.port),
+                    "protocol": each.port.protocol, "target": _target(target, each.port),
+                },
+                (each.held.fileno(),),
+            )
+            for each in reserved
+            if each.held is not None
+        ]  # fmt: skip
         try:
-            self.keeper.request(message, (reserved.held.fileno(),))
+            self.keeper.request_all(parts)
         finally:
-            reserved.close()
+            for each in reserved:
+                each.close()
 
-    def _release_port(self, target: EndpointRecord, port: PublishedPort) -> None:
-        self.keeper.request({"op": "port-drop", "key": ports.keeper_key(target.container_id, port)})
+    def _release_ports(self, target: EndpointRecord, reserved: Iterable[ports.Reserved]) -> None:
+        self._drop_ports(target, [each.port for each in reserved])
+        for each in reserved:
+            each.close()
+
+    def _drop_ports(self, owner: EndpointRecord, gone: list[PublishedPort]) -> None:
+        keys = (ports.keeper_key(owner.container_id, port) for port in gone)
+        self.keeper.request_all([({"op": "port-drop", "key": key}, ()) for key in keys])
         with self._lock:
-            self.allocator.release([port])
+            self.allocator.release(gone)
 
     def unpublish(self, owners: list[EndpointRecord], gone: list[PublishedPort]) -> None:
         if not gone:
@@ -151,38 +162,48 @@ class Services:
         for owner in owners:
             mine = [p for p in gone if p in owner.ports]
             translated += translations(owner, mine)
-            for port in mine:
-                self._release_port(owner, port)
+            self._drop_ports(owner, mine)
         if translated and self.settings.firewall:
             self.firewall.unpublish(translated)
 
     # --- names
 
     def serve(
-        self, wish: SandboxWish, taken: list[EndpointRecord], netns_fd: int, undo: ExitStack
+        self,
+        wish: SandboxWish,
+        taken: list[EndpointRecord],
+        netns_fd: int,
+        undo: ExitStack,
+        *,
+        is_new: bool = False,
     ) -> None:
+        """Answer a container's names; one that `is_new` is not asked for at the keeper first."""
         if not any(e.asks_us for e in taken):
             return
         named = [e for e in taken if e.dns_names]
         undo.callback(self.tell_zones, {e.network_id for e in named})
         message = self.names_message(wish.container_id, taken, wish.dns)
-        if wish.container_id in self._served():
-            self.keeper.request(message)
-        else:
-            self._open_names(netns_fd, message)
-            undo.callback(self.keeper.request, {"op": "names-drop", "container": wish.container_id})
-        self.tell_zones({e.network_id for e in named})
+        zones = self._zone_parts({e.network_id for e in named})
+        if not is_new and wish.container_id in self.keeper.held()["containers"]:
+            self.keeper.request_all([(message, ()), *zones])
+            return
+        undo.callback(self.keeper.request, {"op": "names-drop", "container": wish.container_id})
+        self._open_names(netns_fd, message, zones, is_new=is_new)
 
-    def _served(self) -> list[str]:
-        return self.keeper.held()["containers"]
-
-    def _open_names(self, netns_fd: int, message: dict[str, object]) -> None:
+    def _open_names(
+        self,
+        netns_fd: int,
+        message: dict[str, object],
+        more: Iterable[Part] = (),
+        *,
+        is_new: bool = False,
+    ) -> None:
         try:
-            sockets = names.open_service(netns_fd)
+            sockets = names.open_service(netns_fd, is_new=is_new)
         except OSError as error:
             raise Internal(f"cannot open the name service: {error.strerror}") from error
         try:
-            self.keeper.request(message, sockets)
+            self.keeper.request_all([(message, sockets), *more])
         finally:
             for fd in sockets:
                 os.close(fd)
@@ -218,8 +239,7 @@ class Services:
 
     def renew(self, container_id: str, taken: list[EndpointRecord]) -> None:
         """Tell the keeper what changed about a container that it serves."""
-        if container_id in self._served():
-            self.keeper.request(self.names_message(container_id, taken, ()))
+        self.keeper.request(self.names_message(container_id, taken, ()))
 
     def grants(self, container_id: str) -> tuple[tuple[EgressGrant, ...], dict[str, int]]:
         """What a limited container's names resolved to, and which were refused."""
@@ -228,22 +248,29 @@ class Services:
 
     def regrant(self) -> None:
         """The tables were replaced: what the keeper had put into their sets goes in again."""
-        if any(e.egress is not None for e in self.table.all()) and self._served():
+        limited = any(e.egress is not None for e in self.table.all())
+        if limited and self.keeper.held()["containers"]:
             self.keeper.request({"op": "regrant"})
 
     def tell_zones(self, network_ids: Iterable[str]) -> None:
+        """The keeper knows who is in these networks now."""
+        self.keeper.request_all(self._zone_parts(network_ids))
+
+    def _zone_parts(self, network_ids: Iterable[str]) -> list[Part]:
+        """Zones as they are, and the links of members whose targets may have come or gone."""
+        parts: list[Part] = []
         for network_id in network_ids:
             network = self.catalog.records.get(network_id)
             members = self.table.of_network(network_id)
             if network is None or not members:
-                self.keeper.request({"op": "zone-drop", "network": network_id})
+                parts.append(({"op": "zone-drop", "network": network_id}, ()))
                 continue
-            self.keeper.request(names.zone_message(network_id, network.name, members))
+            parts.append((names.zone_message(network_id, network.name, members), ()))
             for each in members:
                 if each.links:
                     taken = self.table.of_container(each.container_id)
-                    if each.container_id in self._served():
-                        self.keeper.request(self.names_message(each.container_id, taken, ()))
+                    parts.append((self.names_message(each.container_id, taken, ()), ()))
+        return parts
 
     def _restore_names(self, container_id: str, namespace: str) -> None:
         taken = self.table.of_container(container_id)
@@ -268,7 +295,7 @@ class Services:
         for key in set(wanted_ports) - set(held["ports"]):
             owner, port = wanted_ports[key]
             try:
-                self._hand_over(owner, ports.Reserved(port, self.allocator.bind(port)))
+                self._hand_over(owner, [ports.Reserved(port, self.allocator.bind(port))])
             except (
                 OSError,
                 SampanError,
