@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
@@ -265,6 +266,50 @@ def test_a_build_ends_with_its_client(engine: EngineProcess, context: Path, how:
 
     run(engine, context, scenario)
     given_back(engine)
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_build_is_cancelled_by_its_id(engine: EngineProcess, context: Path, version: str) -> None:
+    """By either route: `POST /build/cancel` ends it, and its own request with it."""
+    (context / "Dockerfile").write_text(f"FROM busybox\nRUN echo begin{version}; sleep 1000\n")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(context, ".")
+
+    async def scenario(client: BuildClient) -> None:
+        query = f"version={version}&buildid=mine&session={client.id}"
+        body = buffer.getvalue()
+        reader, writer = await asyncio.open_unix_connection(engine.socket)
+        writer.write(
+            f"POST /build?{query} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-tar\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        said = b""
+        while b"begin1\\n" not in said and b"begin2\n" not in traces(said):
+            piece = await reader.read(65536)
+            assert piece, said
+            said += piece
+        other, sender = await asyncio.open_unix_connection(engine.socket)
+        sender.write(b"POST /build/cancel?id=mine HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await other.read()).startswith(b"HTTP/1.1 200 ")
+        while await reader.read(65536):
+            continue
+        for each in (writer, sender):
+            each.close()
+
+    run(engine, context, scenario)
+    given_back(engine)
+
+
+def traces(text: bytes) -> list[bytes]:
+    """What steps printed, of an answer to `POST /build?version=2` as far as it has come."""
+    found = []
+    for line in text.split(b"\r\n"):
+        if line.startswith(b'{"id":"moby.buildkit.trace"') and line.endswith(b"}"):
+            news = decode(m.StatusResponse, base64.b64decode(json.loads(line)["aux"]))
+            found += [log.data for log in news.logs]
+    return found
 
 
 def with_buildkit(

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from sampan.api import build_run
-from sampan.api.buildkit import BuildKit
+from sampan.api.buildkit import BuildKit, cancellable
 from sampan.api.call import Call, header_json
 from sampan.api.progress import Report, progress_stream
 from sampan.api.router import Route, post
@@ -64,7 +64,8 @@ async def _build(builder: Builder, call: Call) -> None:
     async with receive(call.request.body) as source:
 
         async def verb(report: Report) -> None:
-            await build(builder, request, sent, source, report)
+            with cancellable(builder, call.text("buildid")):
+                await build(builder, request, sent, source, report)
 
         await progress_stream(call, verb)
 

@@ -6,12 +6,15 @@ POST /session    Upgrade: h2c    we call the client: X-Docker-Expose-Session-Uui
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from sampan.api.call import Call
-from sampan.api.progress import progress_stream
+from sampan.api.progress import Report, progress_stream
 from sampan.api.router import Route, post
 from sampan.api.transfers import receive
 from sampan.build.request import BuildRequest, Export
@@ -85,7 +88,26 @@ class BuildKit:
         )
         older = self.server().older
         async with receive(call.request.body) as body:
-            await progress_stream(call, lambda report: older.build(request, wish, body, report))
+
+            async def verb(report: Report) -> None:
+                with cancellable(self._builder, wish.build_id):
+                    await older.build(request, wish, body, report)
+
+            await progress_stream(call, verb)
+
+
+@contextmanager
+def cancellable(builder: Builder, build_id: str) -> Iterator[None]:
+    """The block's task ends by `POST /build/cancel?id=`."""
+    task = asyncio.current_task()
+    if not build_id or task is None:
+        yield
+        return
+    builder.running[build_id] = task
+    try:
+        yield
+    finally:
+        builder.running.pop(build_id, None)
 
 
 class _Output(msgspec.Struct, rename="pascal"):
