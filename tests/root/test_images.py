@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.client import Client
 from tests.support.engine import EngineProcess
 from tests.support.oci import TestImage, digest, docker_archive, simple_image, tar_bytes
 from tests.support.registry import FakeRegistry, slow, stalled
@@ -46,7 +47,22 @@ def test_an_unreachable_registry_names_what_there_is(engine: EngineProcess) -> N
     said = engine.docker("pull", "127.0.0.1:1/nope", check=False)
     assert said.returncode == 1
     assert "connection refused" in said.stderr
-    assert "sampan run --rm hello" in said.stderr
+    answer = Client(engine.socket).ask("POST", "/images/create?fromImage=127.0.0.1:1/nope&tag=1")
+    assert answer.status == 500
+    assert "sampan run --rm hello" in answer.json["hint"]
+
+
+def test_a_push_of_another_platform_than_is_here_is_refused(
+    engine: EngineProcess, registry: FakeRegistry
+) -> None:
+    engine.docker("load", input=docker_archive((simple_image("p"), ["p:1"])))
+    name = f"{registry.host}/p:1"
+    engine.docker("tag", "p:1", name)
+    said = engine.docker("push", "--platform", "linux/s390x", name, check=False)
+    assert said.returncode == 1
+    assert "wanted linux/s390x, actual: linux/amd64" in said.stderr
+    engine.docker("push", "-q", "--platform", "linux/amd64", name)
+    engine.docker("rmi", name, "p:1")
 
 
 def test_load_tag_inspect_history_save_and_remove(engine: EngineProcess, tmp_path: Path) -> None:

@@ -170,6 +170,8 @@ async def push(
     reference = parse_normalized(name)
     if tag:
         reference = reference.with_tag(tag)
+    if platform:  # there is one image under a name: it is of that platform, or nothing is
+        await resolve(engine, reference.familiar(), platform=platform)
     cancel = Cancel()
     await _cancellable(
         cancel,

@@ -29,7 +29,7 @@ from email.utils import parsedate_to_datetime
 from typing import IO, Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
-from sampan.errors import InvalidArgument, SampanError, Unavailable
+from sampan.errors import InvalidArgument, SampanError
 from sampan.images.cancel import Cancel
 from sampan.images.endpoints import RegistryConfig, tls_context
 
@@ -41,7 +41,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _IDLE_PER_HOST = 8
 
 
-class ConnectionFailed(Unavailable):
+class ConnectionFailed(SampanError):
     """No HTTP answer at all: name, route, TLS or time. The next endpoint may do better.
 
     `why` is the message without the request that it happened to.
