@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,82 @@ class TestSubpath:
         status, text = self._cat(engine, subpath, "/s/passwd")
         assert status == 125
         assert "escapes the base directory" in text
+
+
+class TestOwners:
+    """`:U`: an idmapped mount makes the source's owner the container's user, on disk all stays as it is."""
+
+    def test_somebody_s_directory_is_the_container_user_s(
+        self, engine: EngineProcess, tmp_path: Path
+    ) -> None:
+        shared = tmp_path / "home"
+        shared.mkdir()
+        os.chown(shared, 4321, 4322)
+        shared.chmod(0o700)
+        script = "stat -c %u:%g /h; echo mine > /h/f; stat -c %u:%g /h/f"
+        for user in ("0:0", "77:78"):
+            flags = ["-u", user, "-v", f"{shared}:/h:U"]
+            shown = engine.docker("run", "--rm", *flags, "busybox", "sh", "-c", script).stdout
+            assert shown.split() == [user, user]
+            facts = (shared / "f").stat()
+            assert (facts.st_uid, facts.st_gid) == (4321, 4322)
+
+    def test_a_volume_for_a_user(self, engine: EngineProcess) -> None:
+        flags = ["-u", "77:78", "-v", "owned:/v:U"]
+        engine.docker("run", "--rm", *flags, "busybox", "sh", "-c", "touch /v/x")
+        shown = engine.docker(
+            "run", "--rm", "-v", "owned:/v", "busybox", "stat", "-c", "%u:%g", "/v/x"
+        )
+        assert shown.stdout.strip() == "0:0"
+        engine.docker("volume", "rm", "owned")
+
+    def test_without_it_the_user_is_shut_out(self, engine: EngineProcess, tmp_path: Path) -> None:
+        shared = tmp_path / "home"
+        shared.mkdir(mode=0o700)
+        flags = ["-u", "77:78", "-v", f"{shared}:/h"]
+        assert (
+            engine.docker("run", "--rm", *flags, "busybox", "ls", "/h", check=False).returncode != 0
+        )
+
+
+class TestImages:
+    def _run(self, engine: EngineProcess, subpath: str, *command: str) -> tuple[int, str]:
+        mount = "type=image,src=alpine:3.10,dst=/img" + (
+            f",image-subpath={subpath}" if subpath else ""
+        )
+        done = engine.docker("run", "--rm", "--mount", mount, "busybox", *command, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    def test_the_whole_a_directory_and_a_file(self, engine: EngineProcess) -> None:
+        assert self._run(engine, "", "ls", "/img/etc/passwd") == (0, "/img/etc/passwd\n")
+        assert self._run(engine, "etc", "ls", "/img/passwd") == (0, "/img/passwd\n")
+        assert self._run(engine, "etc/passwd", "head", "-c", "5", "/img") == (0, "root:")
+
+    def test_it_is_read_only(self, engine: EngineProcess) -> None:
+        for subpath in ("", "etc"):
+            assert "Read-only" in self._run(engine, subpath, "touch", "/img/x")[1]
+
+    @pytest.mark.parametrize(
+        ("subpath", "words"),
+        [
+            ("nosuch", "no such file"),
+            ("../etc", "relative path"),
+            ("etc/passwd/x", "not a directory"),
+        ],
+    )
+    def test_what_is_not_there(self, engine: EngineProcess, subpath: str, words: str) -> None:
+        status, text = self._run(engine, subpath, "true")
+        assert status != 0
+        assert words in text
+
+    def test_a_link_of_the_image_leads_into_the_image(self, engine: EngineProcess) -> None:
+        dockerfile = "FROM busybox\nRUN ln -s / /top && ln -s /../../../../etc /up\n"
+        engine.docker("build", "-q", "-t", "linked", "-", input=dockerfile)
+        for subpath in ("top/etc", "up"):
+            mount = f"type=image,src=linked,dst=/img,image-subpath={subpath}"
+            shown = engine.docker("run", "--rm", "--mount", mount, "busybox", "ls", "/img").stdout
+            assert shown.split() == ["group", "passwd"]
+        engine.docker("rmi", "linked")
 
 
 def test_the_last_user_s_rm_v_takes_a_nameless_volume_away(engine: EngineProcess) -> None:

@@ -156,7 +156,7 @@ def _check_volume_name(name: str) -> None:
 
 
 def _looks_like_mode(text: str) -> bool:
-    known = ("rw", "ro", "nocopy", *_LABELS, *PROPAGATIONS, *_CONSISTENCY)
+    known = ("rw", "ro", "nocopy", "U", *_LABELS, *PROPAGATIONS, *_CONSISTENCY)
     return all(word in known for word in text.split(","))
 
 
@@ -178,6 +178,8 @@ def _parse_mode(text: str, whole: str, *, is_bind: bool) -> dict[str, Any]:
             group, key, value = "copy", "no_copy", True
         elif word in _CONSISTENCY:
             group, key, value = "consistency", "", False
+        elif word == "U":
+            group, key, value = "owner", "map_owner", True
         elif word == "bind-nonrecursive" and is_bind:
             group, key, value = "recursion", "non_recursive", True
         else:

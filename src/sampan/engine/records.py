@@ -58,6 +58,12 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     read_only_force_recursive: bool = False
     create_source: bool = False  # -v makes a missing host directory, --mount does not
     no_copy: bool = False
+    map_owner: bool = (
+        False  # `:U`: what the source's owner has there is the container's user's inside
+    )
+    owners: tuple[
+        tuple[int, int], ...
+    ] = ()  # with map_owner: (uid there, inside), (gid there, inside)
     subpath: str = ""
     anonymous: bool = False  # made for this container: `rm -v` takes it away
     from_mounts: bool = False  # came by HostConfig.Mounts: shown there

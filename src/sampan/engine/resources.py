@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sampan.cgroups.manager import open_manager
-from sampan.engine import networking, seccomp, users
+from sampan.engine import image_mounts, networking, seccomp, users
 from sampan.engine.records import ContainerRecord, ContainerState, MountRecord
 from sampan.engine.specgen import DeviceNode, Sources
 from sampan.engine.volumes import mount_volumes, release_volume_mounts
@@ -64,12 +64,14 @@ def take(engine: Engine, record: ContainerRecord, undo: ExitStack) -> Resources:
     mounts = mount_volumes(engine, record)
     make_bind_sources(mounts)
     user = resolve_user(engine, record, rootfs_mounts)
+    mounts = tuple(with_owners(mount, user) for mount in mounts)
     undo.callback(networking.release, engine, record.id)
     connected = networking.connect_all(engine, record)
     if connected.netns_fd >= 0:
         undo.callback(os.close, connected.netns_fd)
     profile, is_default = seccomp_profile(engine, record.host_config)
-    extra = [*_image_mounts(engine, mounts), *_shared_memory(engine, record)]
+    undo.callback(image_mounts.release, engine, record.id)
+    extra = [*image_mounts.take(engine, record.id, mounts), *_shared_memory(engine, record)]
     sources = Sources(
         rootfs=str(rootfs),
         user=user,
@@ -98,6 +100,7 @@ def release(engine: Engine, record: ContainerRecord) -> None:
     networking.release(engine, record.id)
     release_volume_mounts(engine, record.id, record.mounts)
     engine.volumes.drop_shared_memory(record.id)
+    image_mounts.release(engine, record.id)
 
 
 def cgroup_of(engine: Engine, record: ContainerRecord, pid: int = 0) -> Manager:
@@ -187,6 +190,15 @@ def _host_image_mounts(engine: Engine, record: ContainerRecord) -> list[Mount]:
     return builtin.host_mounts(engine.catalog, image, f"{engine.container_dir(record.id)}/host")
 
 
+def with_owners(mount: MountRecord, user: users.ExecUser) -> MountRecord:
+    """Blocking: of a mount with `U`, whose ids are to change places."""
+    if not mount.map_owner:
+        return mount
+    owner = os.stat(mount.source)
+    owners = ((owner.st_uid, user.uid), (owner.st_gid, user.gid))
+    return msgspec.structs.replace(mount, owners=owners)
+
+
 def make_bind_sources(mounts: tuple[MountRecord, ...]) -> None:
     """Blocking: what binds show is there afterwards, made where Docker makes it."""
     for mount in mounts:
@@ -237,19 +249,6 @@ def mount_of_path(path: str) -> tuple[str, list[str]]:
             if inside and len(point) >= len(best[0]):
                 best = (point, fields[6 : fields.index("-")])
     return best
-
-
-def _image_mounts(engine: Engine, mounts: tuple[MountRecord, ...]) -> list[Mount]:
-    """`--mount type=image`: a read-only view of an image's layers."""
-    found: list[Mount] = []
-    for mount in mounts:
-        if mount.type != "image":
-            continue
-        image = engine.catalog.resolve(mount.source)
-        views = engine.snapshots.view_mounts(image.chain_id)
-        for view in views:
-            found.append({**view, "destination": mount.destination})
-    return found
 
 
 def _shared_memory(engine: Engine, record: ContainerRecord) -> list[Mount]:

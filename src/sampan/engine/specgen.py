@@ -22,6 +22,7 @@ from sampan.spec.engine.container import HostConfig, Resources, ThrottleDevice
 from sampan.spec.runtime import (
     OCI_VERSION,
     DeviceRule,
+    IDMapping,
     LinuxResources,
     LinuxSeccomp,
     Mount,
@@ -33,6 +34,7 @@ from sampan.spec.runtime import Capabilities as CapabilitySets
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CPU_PERIOD = 100_000
+ALL_IDS = (1 << 32) - 1
 
 
 class DeviceNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,12 +244,34 @@ def mount_of(mount: MountRecord) -> Mount:
         options.append("ro" if alone else "rro")
     # No "rw": it would make what the host has mounted read-only writable.
     options.append(mount.propagation or "rprivate")
-    return {
+    made: Mount = {
         "destination": mount.destination,
         "type": "bind",
         "source": mount.source,
         "options": options,
     }
+    if mount.owners:
+        options.append("idmap" if mount.non_recursive else "ridmap")
+        made["uidMappings"] = exchanged(*mount.owners[0])
+        made["gidMappings"] = exchanged(*mount.owners[1])
+    return made
+
+
+def exchanged(there: int, inside: int) -> list[IDMapping]:
+    """All ids as they are, but for two that change places: an owner on disk and who it is to be in the container."""
+    low, high = sorted((there, inside))
+    rows = [(0, 0, ALL_IDS)]
+    if low != high:
+        rows = [
+            (0, 0, low),
+            (low, high, 1),
+            (low + 1, low + 1, high - low - 1),
+            (high, low, 1),
+            (high + 1, high + 1, ALL_IDS - high - 1),
+        ]
+    return [
+        {"containerID": first, "hostID": shown, "size": size} for first, shown, size in rows if size
+    ]
 
 
 def _file_mounts(record: ContainerRecord, sources: Sources) -> list[Mount]:

@@ -13,13 +13,14 @@ the container does not run meanwhile.
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sampan.errors import Internal
 from sampan.linux import constants as c
 from sampan.linux.mounts import attach, clone_tree, new_filesystem, set_attributes
-from sampan.linux.paths import read_regular_in_root
+from sampan.linux.paths import open_in_root, read_regular_in_root
 from sampan.linux.syscalls import umount2
 from sampan.storage.tree import open_directory
 
@@ -115,6 +116,40 @@ def mount_view(mounts: Sequence[Mount], path: str) -> None:
             os.close(fd)
     finally:
         os.close(target)
+
+
+def mount_part(mounts: Sequence[Mount], subpath: str, path: str) -> None:
+    """Mount one directory or file of a snapshot's view at a path, which is made. Links in it lead to its own root.
+
+    The view itself is mounted there for a moment: before Linux 6.15 only what is in a mount tree can be cloned.
+    """
+    os.mkdir(path, 0o700)
+    try:
+        mount_view(mounts, path)
+        root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            part = open_in_root(root, subpath, os.O_PATH)
+            try:
+                tree = clone_tree("", dirfd=part)
+                is_directory = stat.S_ISDIR(os.fstat(part).st_mode)
+            finally:
+                os.close(part)
+        finally:
+            os.close(root)
+            umount2(path, c.MNT_DETACH)
+    except BaseException:
+        os.rmdir(path)
+        raise
+    if not is_directory:
+        os.rmdir(path)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        set_attributes(tree, c.MOUNT_ATTR_RDONLY)
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        attach(tree, place)
+        os.close(place)
+    finally:
+        os.close(tree)
 
 
 def unmount_view(path: str) -> None:

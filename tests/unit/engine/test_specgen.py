@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from sampan.engine import specgen
 from sampan.engine.create import MASKED_PATHS
@@ -136,6 +137,21 @@ def test_mounts_go_by_depth_and_the_user_s_hide_the_system_s() -> None:
     assert by_place["/x/y/z"]["options"] == ["rbind", "rprivate"]  # "rw" would undo the host's ro
     assert by_place["/etc/hosts"]["source"] == "/h"
     assert spec["linux"]["rootfsPropagation"] == "slave"
+
+
+@pytest.mark.parametrize(
+    ("there", "inside"), [(0, 0), (0, 1000), (1000, 0), (5, 6), (0, 4294967294)]
+)
+def test_two_owners_change_places_and_every_other_id_stays(there: int, inside: int) -> None:
+    shown = {}
+    covered = 0
+    for row in specgen.exchanged(there, inside):
+        covered += row["size"]
+        for id_ in (there, inside, 7, 4294967293):
+            if row["containerID"] <= id_ < row["containerID"] + row["size"]:
+                shown[id_] = row["hostID"] + id_ - row["containerID"]
+    assert covered == 4294967295
+    assert shown == {7: 7, 4294967293: 4294967293} | {there: inside, inside: there}
 
 
 def test_masked_paths_are_the_record_s() -> None:
