@@ -188,6 +188,29 @@ class TestTargetLinks:
         assert (trees.target / "file").read_text() == "new"
 
 
+class TestLending:
+    """Files of ours get another name instead of a copy, where nobody can tell."""
+
+    def test_a_file_is_lent_once_a_layer(self, trees: Trees) -> None:
+        original = trees.put("d/file", "x")
+        lent: set[tuple[int, int]] = set()
+        for name in ("one", "two"):
+            trees.copy("d", to=name, rules=TransferRules(lent=lent))
+        inodes = [(trees.target / name / "file").stat().st_ino for name in ("one", "two")]
+        assert inodes[0] == original.stat().st_ino != inodes[1]
+
+    def test_names_of_one_file_stay_so(self, trees: Trees) -> None:
+        os.link(trees.put("d/a"), trees.source / "d/b")
+        trees.copy("d", to="d", rules=TransferRules(lent=set()))
+        assert os.path.samefile(trees.target / "d/a", trees.target / "d/b")
+
+    def test_what_is_changed_is_copied(self, trees: Trees) -> None:
+        original = trees.put("d/file")
+        trees.copy("d", to="d", rules=TransferRules(lent=set(), owner=(5, 6)))
+        assert not os.path.samefile(trees.target / "d/file", original)
+        assert original.stat().st_uid == 0
+
+
 class TestMerging:
     def test_the_content_of_a_directory_joins_what_is_there(self, trees: Trees) -> None:
         trees.put("d/a", "new")

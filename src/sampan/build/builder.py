@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sampan.build import upkeep
 from sampan.build.cache import BuildCache
+from sampan.build.context import Context
 from sampan.storage.access import open_root
 
 if TYPE_CHECKING:
@@ -46,10 +47,17 @@ class Builder:
         self.steps = Locks()
         self.mounts = Locks()  # for sharing=locked
         self._private: set[str] = set()
+        self._disposing: set[asyncio.Future[None]] = set()
         self.running: dict[str, asyncio.Task[Any]] = {}
         engine.catalog.keepers.append(self.cache.chain_ids)
         engine.build_cache_rows.append(lambda: upkeep.rows(self))
         self.cache.sweep()
+
+    def dispose(self, context: Context) -> None:
+        """Delete a directory of a build that is over; nobody waits for it. A crash leaves it to the next start."""
+        task = asyncio.ensure_future(self.engine.run_blocking(context.close))
+        self._disposing.add(task)
+        task.add_done_callback(self._disposing.discard)
 
     def private_mount(self, identity: str, undo: ExitStack) -> str:
         """`sharing=private`: the first free directory of this id."""

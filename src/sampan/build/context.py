@@ -49,6 +49,9 @@ class Context:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.fd = os.open(path, _DIRECTORY)
+        self.lent: set[tuple[int, int]] = (
+            set()
+        )  # files that became a layer's: they are not written again
 
     @classmethod
     def new(cls, parent: Path) -> Context:

@@ -43,9 +43,10 @@ Excluded = Callable[[str, bool], bool]
 
 
 class SourceRoot(NamedTuple):
-    """Where an item's files are: an open root."""
+    """Where an item's files are: an open root; whether its files are ours, and never written again."""
 
     fd: int
+    is_ours: bool = False
 
 
 def resolve_owner(text: str, root: int) -> tuple[int, int] | None:
@@ -157,20 +158,21 @@ def _exclusion(item: CopyItem, patterns: tuple[str, ...], fd: int) -> Excluded |
     return lambda path, is_directory: any(each(path, is_directory) for each in passed)
 
 
-def copy(operation: Copy, target_root: int, roots: list[SourceRoot]) -> None:
-    """Perform a COPY or ADD; `roots` go with the operation's items."""
+def copy(operation: Copy, target_root: int, roots: list[SourceRoot], *, upper: int = -1) -> None:
+    """Perform a COPY or ADD; `roots` go with the operation's items. `upper`: see `Transfer`."""
     owner = resolve_owner(operation.chown, target_root)
     mode = mode_changer(operation.chmod)
     picked = [
         (item, root, [] if isinstance(item.source, InlineSource) else chosen(item, root))
         for item, root in zip(operation.items, roots, strict=True)
     ]
+    lent: set[tuple[int, int]] = set()
     for item, root, found in picked:
-        rules = TransferRules(owner=owner, mode=mode)
+        rules = TransferRules(owner=owner, mode=mode, lent=lent if root.is_ours else None)
         if isinstance(item.source, InlineSource):
             _inline(operation, item.source, target_root, rules)
             continue
-        with Transfer(target_root, rules) as transfer:
+        with Transfer(target_root, rules, upper=upper) as transfer:
             for each in found:
                 _one(operation, item, each, root, transfer, target_root)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sampan.build import calls, fetch
+from sampan.build import instructions as ins
 from sampan.build.calls import Answer
 from sampan.build.client import CONTEXT, DOCKERFILE, Client, Wanted
 from sampan.build.context import Context
@@ -321,6 +322,35 @@ class Frontend:
         _, variables, stages = self.stages(self.platforms()[0])
         assert self.source is not None
         return calls.outline(self.source, parsed.program, stages, variables)
+
+    async def paths(self) -> Answer:
+        """What of the context may be read, so that only that need be sent; `null` where it cannot be told yet."""
+        found: tuple[str, ...] | None = None
+        try:
+            await self.read()
+            _asked, _variables, stages = self.stages(self.platforms()[0])
+            found = self._guess(stages)
+        except SampanError:
+            pass  # the build itself will say it
+        return {"result.json": msgspec.json.encode(found)}
+
+    def _guess(self, stages: Stages) -> tuple[str, ...] | None:
+        """Words as they are written, of all stages; triggers of images that are not here may read anything."""
+        found: set[str] = set()
+        for name in stages.reachable({}, every_stage=True)[1]:
+            image = self.engine.catalog.find(name.name)
+            if image is None or image.config.on_build:
+                return None
+        for facts in stages.facts:
+            for instruction in facts.stage.instructions:
+                if isinstance(instruction, ins.Run):
+                    found |= {"/" for mount in instruction.mounts if not mount.from_}
+                elif isinstance(instruction, ins.CopyLike) and not getattr(
+                    instruction, "from_", ""
+                ):
+                    found |= set(instruction.sources)
+        clean = {posixpath.normpath("/" + path).lstrip("/") for path in found}
+        return None if "" in clean or any("$" in path for path in clean) else tuple(sorted(clean))
 
     async def targets(self) -> Answer:
         """The stages that can be asked for."""

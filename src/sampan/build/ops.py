@@ -43,6 +43,7 @@ from sampan.images.assemble import NewLayer, Parts, assemble
 from sampan.spec.engine.container import HostConfig
 from sampan.spec.image import OCI_LAYER, Descriptor, RunConfig
 from sampan.storage.streams import ChunkReader, HashingReader
+from sampan.storage.tree import open_directory
 from sampan.units import rfc3339nano
 
 if TYPE_CHECKING:
@@ -198,13 +199,16 @@ class Performer:
             operation = msgspec.structs.replace(
                 operation, destination=landing.destination, chown=landing.owner
             )
-        fd = self.engine.snapshots.open_root(step_id, writable=True)
+        snapshots = self.engine.snapshots
+        upper = open_directory(snapshots.upper_path(step_id))
+        fd = snapshots.open_root(step_id, writable=True)
         try:
-            files.copy(msgspec.structs.replace(operation, items=items), fd, roots)
+            files.copy(msgspec.structs.replace(operation, items=items), fd, roots, upper=upper)
             if landing is not None:
                 files.dress(fd, landing)
         finally:
             self.solver.builder.close(fd)
+            self.solver.builder.close(upper)
 
     # -- RUN
 

@@ -155,7 +155,7 @@ class OwnClient:
             os.close(part.fd)
         self._parts.clear()
         if self._top is not None:
-            await self._builder.engine.run_blocking(self._top.close)
+            self._builder.dispose(self._top)
 
 
 class _Relay:

@@ -23,6 +23,7 @@ CALLS = {
     "frontend.outline": "outline",
     "frontend.targets": "targets",
     "frontend.subrequests.describe": "describe",
+    "frontend.paths": "paths",  # ours: what of the context a build may read
 }
 
 

@@ -99,7 +99,12 @@ async def make(builder: Builder, request: BuildRequest, client: Client, sink: Si
 
 async def _answer(frontend: Frontend, call: str) -> dict[str, bytes]:
     """Raises InvalidArgument for a question that is not known."""
-    questions = {"lint": frontend.lint, "outline": frontend.outline, "targets": frontend.targets}
+    questions = {
+        "lint": frontend.lint,
+        "outline": frontend.outline,
+        "targets": frontend.targets,
+        "paths": frontend.paths,
+    }
     if call not in questions:
         raise InvalidArgument(f"unsupported request {call}")
     return await questions[call]()

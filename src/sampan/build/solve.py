@@ -299,7 +299,8 @@ class Solver:
         """An item's files, open until `held` ends."""
         source = item.source
         if isinstance(source, ContextSource):
-            return files.SourceRoot((await self.inputs.context(source.name)).fd)
+            context = await self.inputs.context(source.name)
+            return files.SourceRoot(context.fd, is_ours=True)
         if isinstance(source, StageSource):
             chain_id = stacks[source.operation].chain_id
             fd = await self.engine.run_blocking(self.builder.open_stack, chain_id)

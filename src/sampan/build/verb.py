@@ -120,7 +120,7 @@ async def _build(
     teller = Teller(progress, quiet=request.quiet, remove=request.remove)
     async with AsyncExitStack() as held:
         context = await engine.run_blocking(Context.new, builder.cache.contexts_dir)
-        held.push_async_callback(engine.run_blocking, context.close)
+        held.callback(builder.dispose, context)
         request = await _receive(builder, request, body, context)
         request = _without_foreign_cache(engine, request)
         client = BodyClient(engine, context, secrets=sent.secrets, ssh=sent.ssh, auths=sent.auths)

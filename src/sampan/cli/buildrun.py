@@ -40,6 +40,8 @@ def run(session: Session, options: Options) -> int:
     exports = [] if call != "build" else _exports(options)
     order = _order(session, options, call, exports)
     files = _Files(options, order["attributes"])
+    if call == "build":
+        files.paths = _paths(session, order, files)
     log = _log(options, call)
     outputs = _Outputs(exports)
     reply = session.client.call(
@@ -69,6 +71,21 @@ def run(session: Session, options: Options) -> int:
     if call != "build":
         return _answered(call, answer, options)
     return _done(options, facts, exports)
+
+
+def _paths(session: Session, order: dict[str, Any], files: _Files) -> list[str] | None:
+    """What of the context the engine may read; None for all of it."""
+    if not files.context or files.archive is not None:
+        return None
+    attributes = {**order["attributes"], "requestid": "frontend.paths"}
+    question = {"attributes": attributes, "auths": {}}
+    body = _body(question, files, only_dockerfile=True)
+    reply = session.client.call("POST", "/build/run", stream=body)
+    found: list[str] | None = None
+    for line in reply.lines():
+        if "answer" in line:
+            found = wire.loads(line["answer"]["result.json"])
+    return found
 
 
 # -- what was asked -----------------------------------------------------------------------------------------------
@@ -334,6 +351,7 @@ class _Files:
         self.dockerfile = b""
         self.name = "Dockerfile"
         self.named: dict[str, str] = {}
+        self.paths: list[str] | None = None  # only these of the context
         self._find(options, attributes)
         for text in options.list("build-context"):
             name, equals, value = text.partition("=")
@@ -396,9 +414,9 @@ class _Files:
         self.archive = found
         attributes["filename"] = dockerfile or "Dockerfile"
 
-    def tar(self) -> Iterator[bytes]:
+    def tar(self, *, only_dockerfile: bool = False) -> Iterator[bytes]:
         """All of it."""
-        yield tarball.header(tarball.Entry("dockerfile/", tarball.DIRECTORY, mode=0o755))
+        yield tarball.header(_directory("dockerfile"))
         if self.archive is None:
             yield tarball.single(f"dockerfile/{self.name}", self.dockerfile, 0o600)
             # What stands in front of the engine's eyes has been left out here already.
@@ -407,8 +425,11 @@ class _Files:
                 "\n".join([*self.patterns, ""]).encode(),
                 0o600,
             )
+        if only_dockerfile:
+            yield b"\0" * 1024
+            return
         if self.context:
-            yield from _members(self.context, "context", self.patterns)
+            yield from _members(self.context, "context", self.patterns, self.paths)
         for name, path in self.named.items():
             yield from _members(
                 os.path.realpath(path), f"named/{name}", read_ignore(f"{path}/.dockerignore")
@@ -416,28 +437,74 @@ class _Files:
         yield b"\0" * 1024
 
 
-def _members(root: str, prefix: str, patterns: list[str]) -> Iterator[bytes]:
+def _members(
+    root: str, prefix: str, patterns: list[str], paths: list[str] | None = None
+) -> Iterator[bytes]:
+    """What a directory holds, without what the ignore file leaves out and, where `paths` are given, only those."""
     ignore = Ignore(patterns)
+    chosen = _Chosen(root, paths)
     links: dict[tuple[int, int], str] = {}
+
+    def skip(path: str, directory: bool) -> bool:
+        inner = path[len(prefix) + 1 :]
+        return chosen.skip(inner) or ignore.skip(inner, directory)
+
     is_empty = True
     for child in sorted(os.listdir(root)):
         full = f"{root}/{child}"
-        directory = os.path.isdir(full) and not os.path.islink(full)
-        if not ignore.skip(child, directory):
+        if not skip(f"{prefix}/{child}", os.path.isdir(full) and not os.path.islink(full)):
             is_empty = False
-            skip = lambda path, is_dir: ignore.skip(path[len(prefix) + 1 :], is_dir)  # noqa: E731 - a closure, here only
             yield from tarball.members(full, f"{prefix}/{child}", skip, links, owner=(0, 0))
     if is_empty:
-        yield tarball.header(tarball.Entry(f"{prefix}/", tarball.DIRECTORY, mode=0o755))
+        yield tarball.header(_directory(prefix))
 
 
-def _body(order: dict[str, Any], files: _Files) -> Iterator[bytes]:
+def _directory(name: str) -> tarball.Entry:
+    return tarball.Entry(f"{name}/", tarball.DIRECTORY, mode=0o755)
+
+
+class _Chosen:
+    """Paths of a context that are read, up to their first wildcard. A link on the way, and everything is."""
+
+    def __init__(self, root: str, paths: list[str] | None) -> None:
+        self._fixed: list[str] | None = None
+        if paths is None:
+            return
+        fixed = [_before_wildcards(path) for path in paths]
+        if all(
+            os.path.realpath(f"{root}/{path}") == os.path.normpath(f"{root}/{path}")
+            for path in fixed
+        ):
+            self._fixed = fixed
+
+    def skip(self, path: str) -> bool:
+        """Whether the path is neither read, nor below what is, nor on the way to it."""
+        if self._fixed is None:
+            return False
+        return not any(
+            not fixed or f"{path}/".startswith(f"{fixed}/") or f"{fixed}/".startswith(f"{path}/")
+            for fixed in self._fixed
+        )
+
+
+def _before_wildcards(path: str) -> str:
+    parts = []
+    for part in path.split("/"):
+        if any(letter in part for letter in "*?[\\"):
+            break
+        parts.append(part)
+    return "/".join(parts)
+
+
+def _body(
+    order: dict[str, Any], files: _Files, *, only_dockerfile: bool = False
+) -> Iterator[bytes]:
     data = wire.dumps(order).encode("utf-8", "surrogateescape")
     yield len(data).to_bytes(4, "big") + data
     if files.archive is not None:
         yield from files.archive
     else:
-        yield from files.tar()
+        yield from files.tar(only_dockerfile=only_dockerfile)
 
 
 # -- the end ------------------------------------------------------------------------------------------------------

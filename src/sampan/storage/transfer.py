@@ -38,12 +38,14 @@ _PATH = os.O_PATH | os.O_CLOEXEC
 
 MAX_LINKS = 255
 MAX_HELD = 256  # directories held open for the hard links that begin in them
-Inode = tuple[int, int]
-Name = tuple[Inode, bytes]  # in a directory of the target
 
 
 def _inode(info: os.stat_result) -> Inode:
     return (info.st_dev, info.st_ino)
+
+
+Inode = tuple[int, int]
+Name = tuple[Inode, bytes]  # in a directory of the target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,9 @@ class TransferRules:
     owner: tuple[int, int] | None = None
     mode: Callable[[int, bool], int] | None = None  # (permission bits, is it a directory) -> bits
     created_ns: int | None = None  # time of directories that are made on the way; None: now
+    # Where files are ours and will never be written again, the copy may be another name of the same file: the inodes
+    # that have one in this layer already, and must not get another.
+    lent: set[Inode] | None = None
 
 
 class Selected(NamedTuple):
@@ -179,12 +184,15 @@ def _link(root: int, path: str) -> str | None:
 class Transfer:
     """Copies into one target root. `with` it, for it holds descriptors."""
 
-    def __init__(self, target_root: int, rules: TransferRules) -> None:
+    def __init__(self, target_root: int, rules: TransferRules, *, upper: int = -1) -> None:
+        """`upper`: where the target's new files really lie, below an overlay; new directories are filled there."""
         self._root = target_root
+        self._upper = upper
         self._rules = rules
         self._links: dict[Inode, Name] = {}  # source -> its first copy
         self._first: dict[Name, Inode] = {}  # the same, the other way round
         self._held: dict[Inode, int] = {}  # directories of the target that hold a first link
+        self._lent: set[Inode] = set()  # names of one file within one source stay names of one file
         self.entries = 0
 
     def __enter__(self) -> Transfer:
@@ -193,6 +201,8 @@ class Transfer:
     def __exit__(self, *_: object) -> None:
         for fd in self._held.values():
             os.close(fd)
+        if self._rules.lent is not None:
+            self._rules.lent.update(self._lent)
         self._held.clear()
         self._links.clear()
         self._first.clear()
@@ -253,13 +263,29 @@ class Transfer:
 
         `exclude`: asked with (path from `source`, is it a directory) what to pass over.
         """
+        is_new = not self.destination_is_directory(target_path)
         target = self.directory(target_path)
+        if is_new and self._upper >= 0:
+            os.close(target)
+            target = self._in_upper(target_path)
         try:
             self._tree(source, target, exclude)
             info = os.fstat(source)
             os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
         finally:
             os.close(target)
+
+    def _in_upper(self, path: str) -> int:
+        """A directory that was made just now, without the overlay: nothing of it is below."""
+        current = os.dup(self._upper)
+        for part in root_path(self._root, path).split("/"):
+            if part:
+                try:
+                    following = os.open(part, DIRECTORY_FLAGS, dir_fd=current)
+                finally:
+                    os.close(current)
+                current = following
+        return current
 
     def file(self, source: int, target_path: str) -> None:
         """An open file (of any kind but a directory) to exactly that path."""
@@ -322,6 +348,8 @@ class Transfer:
             return  # it is nothing without the program behind it
         self._make_way(target, name)
         self.entries += 1
+        if kind == stat.S_IFREG and self._lend(source, target, name, info):
+            return
         if info.st_nlink > 1 and self._linked(target, name, info):
             return
         if kind == stat.S_IFREG:
@@ -342,6 +370,20 @@ class Transfer:
             os.chown(name, uid, gid, dir_fd=target, follow_symlinks=False)
         if info.st_nlink > 1:
             self._remember_link(target, name, info)
+
+    def _lend(self, source: int, target: int, name: bytes, info: os.stat_result) -> bool:
+        """Whether the file itself got a name in the target: what is to be changed, or has one there, is copied."""
+        rules = self._rules
+        if rules.lent is None or rules.owner is not None or rules.mode is not None:
+            return False
+        if _inode(info) in rules.lent:
+            return False
+        try:
+            os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        except OSError:
+            return False  # another file system, or too many names
+        self._lent.add(_inode(info))
+        return True
 
     def _linked(self, target: int, name: bytes, info: os.stat_result) -> bool:
         """Whether it became another name of the copy that was made of the same file."""
