@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.engine import EngineProcess
-from tests.support.hosts import Neighbour
+from tests.support.hosts import Neighbour, eventually
 
 ALLOWED, OTHER, ALLOWED6, OTHER6 = (
     "203.0.113.10/32",
@@ -19,6 +19,17 @@ ALLOWED, OTHER, ALLOWED6, OTHER6 = (
     "2001:db8:5::10/128",
     "2001:db8:5::11/128",
 )
+
+
+ECHO = """
+import socket, sys
+server = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print('ready', flush=True)
+while True:
+    client, _ = server.accept()
+    while data := client.recv(4096):
+        client.sendall(data)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +93,6 @@ def address_of(
 ) -> str:
     text = engine.docker("inspect", "-f", "{{json .NetworkSettings.Networks}}", name).stdout
     return str(json.loads(text)[network][key])
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def test_none_is_nowhere(engine: EngineProcess, outside: Neighbour, net: str) -> None:
@@ -257,6 +259,31 @@ def test_a_list_is_changed_while_it_runs(
         engine.sampan("network", "egress", "box", "any")
         assert reaches(engine, "box", bare(OTHER))
         engine.docker("rm", "-f", "box")
+
+
+def test_a_narrower_list_ends_what_it_no_longer_allows(
+    engine: EngineProcess, outside: Neighbour, net: str
+) -> None:
+    """A connection that stays open and quiet, to a server that answers every line, while the list changes twice."""
+    outside.serve(ECHO, outside.ipv4, "7")
+    start(engine, outside, "box", f"{outside.ipv4},{bare(ALLOWED)}")
+    script = (
+        f"mkfifo /p; (nc {outside.ipv4} 7 <>/p >/got) & while :; do echo x; sleep 0.1; done >/p"
+    )
+    engine.docker("exec", "-d", "box", "sh", "-c", script)
+
+    def heard() -> int:
+        return int(inside(engine, "box", "cat /got | wc -c").stdout or 0)
+
+    assert eventually(lambda: heard() > 4)
+    engine.sampan("network", "egress", "box", f"{outside.ipv4}")
+    before = heard()
+    assert eventually(lambda: heard() > before + 4)
+    engine.sampan("network", "egress", "box", bare(ALLOWED))
+    time.sleep(0.3)  # what was on its way
+    before = heard()
+    assert not eventually(lambda: heard() > before, seconds=1)
+    assert reaches(engine, "box", bare(ALLOWED))
 
 
 def test_flushed_rules_come_back_with_what_was_granted(

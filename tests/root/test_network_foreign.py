@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import require
 from tests.support.engine import EngineProcess
-from tests.support.hosts import Neighbour, run
+from tests.support.hosts import Neighbour, eventually, run
 
 PORT = 8080
 SERVE = "while :; do echo web | nc -l -p 80; done"
@@ -41,15 +40,6 @@ class Place:
 
     def works(self) -> bool:
         return eventually(self.goes_out) and eventually(self.comes_in)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.engine import EngineProcess
-from tests.support.hosts import Neighbour, run
+from tests.support.hosts import Neighbour, eventually, run
 
 SERVE = "while :; do echo web | nc -l -p 80; done"
 FETCH = """
@@ -73,15 +72,6 @@ def endpoint(engine: EngineProcess, name: str, network: str) -> dict[str, object
 
 def inside(engine: EngineProcess, name: str, *words: str) -> str:
     return engine.docker("exec", name, *words, check=False).stdout
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def published(engine: EngineProcess, name: str, port: str = "80") -> int:

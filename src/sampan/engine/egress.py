@@ -43,7 +43,7 @@ def _body(found: Egress) -> EgressResponse:
 
 
 async def change(engine: Engine, ref: str, text: str | None) -> EgressResponse:
-    """Another list, or None for no limit; in force when this returns. What is connected stays connected."""
+    """Another list, or None for no limit; in force when this returns. What it no longer may have ends."""
     if text is not None:
         text = egress.show(egress.parse(text))
     container = engine.containers.find(ref)

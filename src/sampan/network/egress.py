@@ -101,6 +101,12 @@ def networks_of(entries: Iterable[str]) -> list[Network]:
     return merged
 
 
+def covers(networks: Iterable[Network], packed: bytes) -> bool:
+    """Whether an address is in one of the networks."""
+    address = ipaddress.ip_address(packed)
+    return any(address in network for network in networks)
+
+
 def names_of(entries: Iterable[str]) -> list[str]:
     """The names of a list."""
     return [entry for entry in entries if not _is_network(entry)]

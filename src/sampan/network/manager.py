@@ -30,7 +30,7 @@ from sampan.errors import (
     PermissionDenied,
     Unavailable,
 )
-from sampan.linux import netlink, nft
+from sampan.linux import conntrack, netlink, nft
 from sampan.network import bridge, egress, endpoint, ipam
 from sampan.network.catalog import MTU, NetworkCatalog
 from sampan.network.firewall import Firewall, RuleWatch, may_configure
@@ -282,7 +282,7 @@ class NetworkManager:
             self.firewall.apply()
 
     def set_egress(self, wish: SandboxWish, netns_fd: int) -> tuple[EndpointRecord, ...]:
-        """The wish's limits for a running container; None lifts them. What is connected stays connected."""
+        """The wish's limits for a running container; None lifts them. Connections that it no longer may have end."""
         with self._lock:
             before = self.endpoints_of(wish.container_id)
             after = [
@@ -305,7 +305,24 @@ class NetworkManager:
                 undo.pop_all()
         else:
             self.services.keeper.request({"op": "names-drop", "container": wish.container_id})
+        self._cut(after)
         return tuple(after)
+
+    def _cut(self, limited: list[EndpointRecord]) -> None:
+        """Have the kernel forget what these endpoints began and may not have begun now."""
+        sources = {ipam.parse_address(a).packed for a in egress.sources(limited)}
+        if not sources:
+            return
+        entries = next(e.egress or () for e in limited if e.egress is not None)
+        granted = {g.address for g in self.services.grants(limited[0].container_id)[0]}
+        allowed = egress.networks_of(
+            (*entries, *(f"{address}/{128 if ':' in address else 32}" for address in granted))
+        )
+        with netlink.Netlink(netlink.NETLINK_NETFILTER) as link:
+            conntrack.forget(
+                link,
+                lambda source, target: source in sources and not egress.covers(allowed, target),
+            )
 
     def _egress_of(
         self, network: NetworkRecord, wish: SandboxWish, gateway: str
