@@ -7,13 +7,15 @@ with its volumes and binds opened beside. `storage/files.py` walks it safely wha
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from sampan.engine import resources
 from sampan.engine.pipes import ByteInlet, ByteOutlet
-from sampan.errors import Conflict, NotFound
+from sampan.engine.records import MountRecord
+from sampan.errors import Conflict, Internal, InvalidArgument, NotFound
 from sampan.spec.engine.container import FilesystemChange, PathStat
 from sampan.storage import files as trees
 from sampan.units import rfc3339nano
@@ -51,15 +53,22 @@ def _mounted(engine: Engine, container: Container, opened: ExitStack) -> list[tr
             continue
         try:
             if mount.type == "volume":
-                fd = engine.volumes.open(mount.name, mount.subpath)
+                fd = _open_volume(engine, mount, opened)
             else:
-                fd = os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
-                fd = _readable(fd)
-        except (OSError, NotFound):
+                fd = _readable(os.open(mount.source, os.O_PATH | os.O_CLOEXEC))
+        except (OSError, NotFound, InvalidArgument, Internal):
             continue  # the source is gone: what is below it in the image shows
         opened.callback(os.close, fd)
         found.append(trees.Mounted(mount.destination, fd, mount.writable))
     return found
+
+
+def _open_volume(engine: Engine, mount: MountRecord, opened: ExitStack) -> int:
+    """What the container would see there: a volume with options is mounted as long as somebody looks."""
+    holder = f"files-{secrets.token_hex(8)}"
+    opened.callback(engine.volumes.let_go, mount.name, holder)
+    engine.volumes.mount(mount.name, holder)
+    return _readable(engine.volumes.open(mount.name, mount.subpath))
 
 
 def _readable(fd: int) -> int:

@@ -62,20 +62,25 @@ def device_and_flags(options: Mapping[str, str]) -> tuple[str, str, int, str]:
     kind, device = options.get("type", ""), options.get("device", "")
     flags, data = split_options(options.get("o", ""))
     if kind.startswith("nfs") or kind == "cifs":
-        data = ",".join(_resolved(word) for word in data.split(","))
+        data = ",".join(_with_address(word) for word in data.split(","))
+    if kind == "cifs" and device.startswith("//"):
+        host, slash, share = device[2:].partition("/")
+        device = f"//{_address_of(host)}{slash}{share}"
     return kind, device, flags, data
 
 
-def _resolved(word: str) -> str:
+def _with_address(word: str) -> str:
     """The kernel takes only addresses; mount.nfs(8), which nobody runs here, would look names up."""
     key, _, value = word.partition("=")
-    if key != "addr" or not value:
-        return word
+    return f"addr={_address_of(value)}" if key == "addr" and value else word
+
+
+def _address_of(host: str) -> str:
     try:
-        found = socket.getaddrinfo(value, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         reason = "no such host" if isinstance(error, socket.gaierror) else str(error)
         raise InvalidArgument(
-            f"error resolving passed in network volume address: lookup {value}: {reason}"
+            f"error resolving passed in network volume address: lookup {host}: {reason}"
         ) from None
-    return f"addr={found[0][4][0]}"
+    return str(found[0][4][0])

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 
 from sampan.errors import Conflict, InvalidArgument, NotFound
+from sampan.linux import constants as c
 from sampan.storage.mountwords import device_and_flags, split_options
 from sampan.storage.volumes import Volumes
 from tests.unit.storage.tarkit import file, stream
@@ -262,3 +264,57 @@ class TestWords:
     def test_line_breaks_do_not_pass(self) -> None:
         with pytest.raises(InvalidArgument):
             split_options("a\nb")
+
+
+class TestNetworkFileSystems:
+    """What mount(2) is given: a host that has an NFS client mounts it, any other says "no such device"."""
+
+    @pytest.fixture(autouse=True)
+    def _names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        known = {"files.example": "192.0.2.7", "192.0.2.9": "192.0.2.9"}
+
+        def look_up(
+            host: str, _port: object, **_: object
+        ) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+            if host not in known:
+                raise socket.gaierror(-2, "Name or service not known")
+            return [(2, 1, 6, "", (known[host], 0))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    @pytest.mark.parametrize(
+        ("options", "call"),
+        [
+            (
+                {"type": "nfs", "device": ":/export", "o": "addr=files.example,rw,nfsvers=4,soft"},
+                ("nfs", ":/export", 0, "addr=192.0.2.7,nfsvers=4,soft"),
+            ),
+            (
+                {"type": "nfs4", "device": ":/", "o": "ro,addr=192.0.2.9,noexec"},
+                ("nfs4", ":/", c.MS_RDONLY | c.MS_NOEXEC, "addr=192.0.2.9"),
+            ),
+            (
+                {
+                    "type": "cifs",
+                    "device": "//files.example/share/a b",
+                    "o": "username=u,password=p",
+                },
+                ("cifs", "//192.0.2.7/share/a b", 0, "username=u,password=p"),
+            ),
+        ],
+    )
+    def test_names_become_addresses(
+        self, options: dict[str, str], call: tuple[str, str, int, str]
+    ) -> None:
+        assert device_and_flags(options) == call
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"type": "nfs", "device": ":/x", "o": "addr=nosuch.invalid"},
+            {"type": "cifs", "device": "//nosuch.invalid/x", "o": "guest"},
+        ],
+    )
+    def test_a_name_that_nobody_knows(self, options: dict[str, str]) -> None:
+        with pytest.raises(InvalidArgument, match="lookup nosuch.invalid: no such host"):
+            device_and_flags(options)
