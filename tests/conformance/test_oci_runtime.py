@@ -845,3 +845,51 @@ def test_debug_shows_each_step_before_it_is_done(oci: Runtime) -> None:
     oci.ids.append("d")
     told = oci("--debug", "run", "--bundle", str(bundle), "d").stderr
     assert told.index('level=debug msg="mount proc on /proc"') < told.index("execute true")
+
+
+@pytest.mark.parametrize(("wanted", "name"), [("eth7", "eth7"), ("eth%d", "eth0")])
+def test_a_network_device_moves_with_its_addresses(oci: Runtime, wanted: str, name: str) -> None:
+    """runtime-spec 1.3, "Network Devices": permanent global addresses stay, the device comes up."""
+    from sampan.linux import netlink as nl
+
+    here, far = f"sm{os.getpid() % 100000}a", f"sm{os.getpid() % 100000}b"
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["linux"]["netDevices"] = {here: {"name": wanted}}
+
+    with nl.Netlink() as netlink:
+        own = os.open("/proc/self/ns/net", os.O_RDONLY)
+        netlink.send(nl.veth(here, peer=far, peer_netns_fd=own))
+        os.close(own)
+        try:
+            index = nl.link_by_name(netlink, here).index
+            broadcast, peer = socket.inet_aton("10.99.9.77"), socket.inet_aton("10.98.1.2")
+            netlink.send(
+                nl.add_address(index, socket.inet_aton("10.99.9.1"), 24, broadcast=broadcast),
+                nl.add_address(index, socket.inet_aton("10.98.1.1"), 32, peer=peer),
+            )
+            text = oci.output("ip", "addr", "show", name, change=change)
+        finally:
+            for link in nl.links(netlink):
+                if link.name in (here, far):
+                    netlink.send(nl.delete_link(link.index))
+    assert "inet 10.99.9.1/24 brd 10.99.9.77 scope global" in text
+    assert "inet 10.98.1.1 peer 10.98.1.2/32 scope global" in text
+    assert "UP" in text.split("\n")[0]
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_missing_seccomp_agent_matters_only_where_it_would_be_asked(
+    oci: Runtime, tmp_path: Path, asks: bool
+) -> None:
+    def change(spec: dict[str, Any]) -> None:
+        action = "SCMP_ACT_NOTIFY" if asks else "SCMP_ACT_ERRNO"
+        spec["linux"]["seccomp"] = {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "listenerPath": str(tmp_path / "nobody"),
+            "syscalls": [{"names": ["mkdirat"], "action": action}],
+        }
+
+    result = oci.run(oci.bundle(change, args=["true"]))
+    assert result.returncode == int(asks)
+    assert ("failed to connect with seccomp agent" in result.stderr) is asks

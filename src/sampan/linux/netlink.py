@@ -529,13 +529,22 @@ def _family(address: bytes) -> int:
 
 
 def add_address(
-    index: int, address: bytes, prefix: int, *, broadcast: bytes = b"", replace: bool = False
+    index: int,
+    address: bytes,
+    prefix: int,
+    *,
+    broadcast: bytes = b"",
+    peer: bytes = b"",
+    replace: bool = False,
 ) -> Request:
-    """Give a link an address; IPv6 without duplicate address detection, for we know who has which."""
+    """Give a link an address; IPv6 without duplicate address detection, for we know who has which.
+
+    peer   the far end of a point-to-point link, where the prefix is its
+    """
     scope = RT_SCOPE_UNIVERSE
     flags = IFA_F_NODAD if len(address) == 16 else 0
     body = _IFADDR.pack(_family(address), prefix, flags, scope, index)
-    body += attribute(IFA_LOCAL, address) + attribute(IFA_ADDRESS, address)
+    body += attribute(IFA_LOCAL, address) + attribute(IFA_ADDRESS, peer or address)
     if broadcast:
         body += attribute(IFA_BROADCAST, broadcast)
     how = NLM_F_REPLACE if replace else NLM_F_EXCL
@@ -600,7 +609,7 @@ def add_neighbour(index: int, address: bytes, link_address: bytes) -> Request:
 class Address:
     """An address of a link."""
 
-    __slots__ = ("address", "family", "flags", "index", "prefix", "scope")
+    __slots__ = ("address", "broadcast", "family", "flags", "index", "peer", "prefix", "scope")
     family: int
     flags: int
     index: int
@@ -610,7 +619,9 @@ class Address:
     def __init__(self, body: bytes) -> None:
         self.family, self.prefix, self.flags, self.scope, self.index = _IFADDR.unpack_from(body)
         found = parse_attributes(body[_IFADDR.size :])
-        self.address = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS, b"")
+        self.peer = found.get(IFA_ADDRESS, b"")  # the address itself but on a point-to-point link
+        self.address = found.get(IFA_LOCAL) or self.peer
+        self.broadcast = found.get(IFA_BROADCAST, b"")
 
 
 class Route:

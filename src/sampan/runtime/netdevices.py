@@ -62,7 +62,12 @@ def _move(host: Netlink, inside: Netlink, namespace: int, name: str, wanted: str
     host.send(set_link(link.index, rename=wanted, netns_fd=namespace))
     moved = next(other for other in links(inside) if other.index not in there)
     inside.send(
-        *(add_address(moved.index, address.address, address.prefix) for address in kept),
+        *(
+            add_address(
+                moved.index, old.address, old.prefix, broadcast=old.broadcast, peer=old.peer
+            )
+            for old in kept
+        ),
         set_link(moved.index, up=True),
     )
 

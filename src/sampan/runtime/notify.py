@@ -44,7 +44,8 @@ def install_with_listener(stage: Stage, program: Program) -> None:
     """The child's side."""
     fd, page = memfd_page()
     number = min(_lowest_free(), fd)  # what the kernel will give next, once `fd` is closed
-    text = f"{number}\0{program.listener_path}\0{program.listener_metadata}"
+    needed = "needed" if program.uses_notify else ""
+    text = f"{number}\0{program.listener_path}\0{program.listener_metadata}\0{needed}"
     channel.send(stage.channel, channel.LISTENER, text, (fd,))
     posix.close(fd)
     seccomp_filter(program.instructions, program.flags | NEW_LISTENER)
@@ -63,13 +64,13 @@ def hand_over(
     sock: _socket.socket, pidfd: int, text: str, fds: list[int], state: dict[str, Any]
 ) -> None:
     """The parent's side, upon LISTENER. `state` is the container's state document."""
-    number, path, metadata = text.split("\0")
+    number, path, metadata, needed = text.split("\0")
     page = fds[0]
     try:
         _wait_for(page, sock)
         listener = pidfd_getfd(pidfd, int(number))
         try:
-            _send(path, metadata, listener, state)
+            _send_or_pass(path, metadata, listener, state, needed=bool(needed))
         finally:
             posix.close(listener)
         posix.pwrite(page, b"\1", 1)
@@ -100,6 +101,17 @@ def _raise_if_failed(sock: _socket.socket) -> None:
     if data[:1] == channel.FAILED:
         raise channel.parse_failure(data[1:].decode("utf-8", "replace"))
     raise LaunchError("the process ended before its seccomp filter was installed")
+
+
+def _send_or_pass(
+    path: str, metadata: str, listener: int, state: dict[str, Any], *, needed: bool
+) -> None:
+    """An agent that no rule would ever ask may be missing (runc); where it is there it gets to know (crun)."""
+    try:
+        _send(path, metadata, listener, state)
+    except OSError:
+        if needed:
+            raise
 
 
 def _send(path: str, metadata: str, listener: int, state: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ def compile_profile(profile: Mapping[str, Any], machine: str) -> Program:
         raise ValueError("SCMP_ACT_NOTIFY cannot be used as default action")
     rules = read_rules(profile.get("syscalls") or (), default)
     uses_notify = any(rule.answer == c.SECCOMP_RET_USER_NOTIF for rule in rules)
-    listener_path = (profile.get("listenerPath") or "") if uses_notify else ""
+    listener_path = profile.get("listenerPath") or ""
     if uses_notify and not listener_path:
         raise ValueError("SCMP_ACT_NOTIFY needs a listenerPath")
     newer = c.SECCOMP_RET_ERRNO | ENOSYS if default_strictness in (0, 1, 3) else default
