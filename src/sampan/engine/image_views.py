@@ -64,10 +64,11 @@ def _selected(
     parents = {image.parent for image in images if image.parent}
     found = []
     for image in images:
-        if dangling is not None and image.is_dangling != dangling:
+        nameless = not image.references
+        if (dangling and image.repo_tags) or (dangling is False and nameless):
             continue
         # An image without a name that others were built from is a step, shown with -a only.
-        if not everything and dangling is None and image.is_dangling and image.id in parents:
+        if not everything and dangling is None and nameless and image.id in parents:
             continue
         if not oldest < image.created_ns < newest:
             continue
@@ -91,12 +92,15 @@ def _bounds(catalog: Catalog, filters: Filters) -> tuple[int, int]:
 
 
 def _named_like(image: Image, patterns: list[str]) -> bool:
-    return any(matches_reference(name, p) for name in image.repo_tags for p in patterns)
+    names = (*image.repo_tags, *image.repo_digests)
+    return any(matches_reference(name, p) for name in names for p in patterns)
 
 
 def matches_reference(name: str, pattern: str) -> bool:
-    """Go's path.Match over the familiar name, with or without its tag: '*' stays within a path component."""
-    repository = name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name
+    """Go's path.Match over the familiar name, with or without its tag or digest: '*' stays within a path component."""
+    repository = name.partition("@")[0]
+    if repository == name and ":" in name.rpartition("/")[2]:
+        repository = name.rpartition(":")[0]
     return any(_matches_path(text, pattern) for text in (name, repository))
 
 
@@ -142,8 +146,7 @@ def _row(
     if "reference" in filters:
         patterns = filters["reference"]
         tags = [t for t in tags if any(matches_reference(t, p) for p in patterns)]
-        names = {tag.rpartition(":")[0] for tag in tags}
-        digests = [d for d in digests if d.partition("@")[0] in names]
+        digests = [d for d in digests if any(matches_reference(d, p) for p in patterns)]
     if version < (1, 43) and not tags and not digests:
         tags, digests = ["<none>:<none>"], ["<none>@<none>"]
     shared_bytes = -1

@@ -288,7 +288,7 @@ async def import_(
         )
     finally:
         source.close()
-    _tell(engine, "import", image.id, image.id)
+    _tell_imported(engine, image)
 
 
 async def import_url(
@@ -320,6 +320,12 @@ async def import_url(
             cancel=cancel,
         ),
     )
+    _tell_imported(engine, image)
+
+
+def _tell_imported(engine: Engine, image: Image) -> None:
+    for name in image.repo_tags:
+        _tell(engine, "tag", image.id, name)
     _tell(engine, "import", image.id, image.id)
 
 

@@ -50,6 +50,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     author: str = ""
     comment: str = ""
     platform: Platform = msgspec.field(default_factory=host_platform)
+    notes: dict[str, Any] = {}  # members of the document that only programs know
 
 
 def parts_of(image: Image) -> Parts:
@@ -101,6 +102,7 @@ def make(parts: Parts) -> tuple[Manifest, ImageDocument]:
         "comment": parts.comment,
     }
     body |= {key: value for key, value in optional.items() if value}
+    body |= parts.notes
     raw = encode(body)
     document = parse_image_document(raw)
     config = Descriptor(media_type=OCI_CONFIG, digest=document.id, size=len(raw))

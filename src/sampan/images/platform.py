@@ -90,7 +90,9 @@ def _parse_one_word(text: str, word: str) -> Platform:
     architecture, variant = _ARCHITECTURES.get(word, (word, ""))
     if architecture in _KNOWN_ARCHITECTURES:
         return Platform(os="linux", architecture=architecture, variant=variant)
-    raise InvalidArgument(f"{quoted(text)}: unknown operating system or architecture")
+    raise InvalidArgument(
+        f"{quoted(text)}: unknown operating system or architecture: invalid argument"
+    )
 
 
 def _is_word(part: str) -> bool:

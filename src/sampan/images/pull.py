@@ -100,7 +100,7 @@ class Puller:
     ) -> _Pulled:
         repository = registry.repository(reference.path)
         top, manifest = self._resolve(repository, reference, wanted)
-        progress(message(f"Pulling from {reference.path}", id=reference.digest or reference.tag))
+        progress(message(f"Pulling from {reference.path}", id=_shown(reference)))
         before = self.catalog.lookup(reference)
 
         def work(tell: Progress, stop: Cancel) -> Image:
@@ -169,6 +169,10 @@ class Puller:
         if not platforms.matches(wanted or host_platform(), image.platform):
             return None
         return self.catalog.manifest(entry.target.digest)
+
+
+def _shown(reference: Reference) -> str:
+    return str(reference) if reference.digest else reference.tag
 
 
 class _Pulled(NamedTuple):

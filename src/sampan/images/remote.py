@@ -168,7 +168,7 @@ def search(
 
 def _search_failure(fault: RegistryFault) -> SampanError:
     if fault.status == 404:
-        return NotFound("the registry has no search")
+        return NotFound("Unexpected status code 404", hint="the registry has no search")
     return as_plain_failure(fault)
 
 

@@ -35,7 +35,7 @@ Users = Callable[[str], "list[Use]"]
 
 
 class DeleteItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that went. `image_id` is empty where the thing is a layer."""
+    """One thing that went. `image_id` is empty where nobody is told of it: layers, digests that went with their tag."""
 
     untagged: str = ""
     deleted: str = ""
@@ -180,7 +180,7 @@ class _Draft:
             ]
             if all(e.reference and e.reference.digest for e in same_repository):
                 gone += same_repository
-        self._untag(image_id, gone)
+        self._untag(image_id, gone, told=1)
 
     def untag_all(self, image_id: str) -> None:
         self._untag(image_id, [e for e in self.lines[image_id] if e.name])
@@ -218,14 +218,14 @@ class _Draft:
                 items += [DeleteItem(deleted=chain_id) for chain_id in layers]
         return items
 
-    def _untag(self, image_id: str, gone: list[Entry]) -> None:
+    def _untag(self, image_id: str, gone: list[Entry], *, told: int | None = None) -> None:
         kept = [e for e in self.lines[image_id] if e not in gone]
         self.lines[image_id] = with_dangling(kept, gone)
-        self._done += [
-            DeleteItem(untagged=e.reference.familiar(), image_id=image_id)
-            for e in gone
-            if e.reference is not None
-        ]
+        for number, entry in enumerate(gone):
+            if entry.reference is not None:
+                is_told = told is None or number < told
+                name = entry.reference.familiar()
+                self._done.append(DeleteItem(untagged=name, image_id=image_id if is_told else ""))
 
 
 def _conflict(image_id: str, how: str, why: str) -> Conflict:
