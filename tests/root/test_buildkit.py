@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
 import json
 import os
@@ -156,6 +157,57 @@ def test_outputs_go_to_the_client(engine: EngineProcess, context: Path, tmp_path
     run(engine, context, scenario)
     assert (target / "d/f").stat().st_mode & 0o7777 == 0o4711
     assert (target / "d/l").read_text() == "x\n"
+
+
+def test_an_image_from_a_layout_of_the_client_s(engine: EngineProcess, context: Path) -> None:
+    (context / "Dockerfile").write_text("FROM busybox\nCOPY --from=other /f /f\nRUN cat /f\n")
+    blobs: dict[str, bytes] = {}
+
+    def put(data: bytes) -> dict[str, object]:
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        blobs[digest] = data
+        return {"digest": digest, "size": len(data)}
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("f")
+        member.size = 10_000
+        archive.addfile(member, io.BytesIO(b"laid out\n" + b"." * 9991))
+    layer = put(buffer.getvalue())
+    rootfs = {"type": "layers", "diff_ids": [layer["digest"]]}
+    config = put(
+        json.dumps(
+            {"architecture": "amd64", "os": "linux", "rootfs": rootfs, "config": {}}
+        ).encode()
+    )
+    kind = "application/vnd.oci.image."
+    manifest = put(
+        json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": f"{kind}manifest.v1+json",
+                "config": {"mediaType": f"{kind}config.v1+json", **config},
+                "layers": [{"mediaType": f"{kind}layer.v1.tar", **layer}],
+            }
+        ).encode()
+    )
+
+    async def scenario(client: BuildClient) -> None:
+        client.stores["oci:mine"] = blobs
+        attrs = {"context:other": f"oci-layout://mine:latest@{manifest['digest']}"}
+        request = client.request(frontend=FRONTEND, frontend_attrs=attrs)
+        told = asyncio.ensure_future(client.status(request.ref))
+        await client.solve(request)
+        assert b"laid out\n" in b"".join(log.data for log in (await told).logs)
+        blobs[str(layer["digest"])] = b"x" * int(str(layer["size"]))
+        engine.docker("image", "prune", "-f")
+        with pytest.raises(GrpcError):
+            await client.solve(client.request(frontend=FRONTEND, frontend_attrs=attrs))
+        del blobs[str(manifest["digest"])]
+        with pytest.raises(GrpcError, match="not found"):
+            await client.solve(client.request(frontend=FRONTEND, frontend_attrs=attrs))
+
+    run(engine, context, scenario)
 
 
 def test_an_agent_is_forwarded(engine: EngineProcess, context: Path) -> None:

@@ -27,6 +27,7 @@ SERVED = (
     "/moby.filesync.v1.FileSync/DiffCopy", "/moby.filesync.v1.FileSend/DiffCopy",
     "/moby.buildkit.secrets.v1.Secrets/GetSecret", "/moby.filesync.v1.Auth/Credentials",
     "/moby.sshforward.v1.SSH/CheckAgent", "/moby.sshforward.v1.SSH/ForwardAgent",
+    "/containerd.services.content.v1.Content/Read",
 )  # fmt: skip
 M = TypeVar("M", bound=Message)
 
@@ -45,6 +46,7 @@ class BuildClient:
         self.agent: Callable[[bytes], bytes] | None = None
         self.output: Path | None = None  # where `local` goes
         self.archive = b""  # what `tar` sent
+        self.stores: dict[str, dict[str, bytes]] = {}  # blobs by digest, of OCI layouts
         self.asked: list[str] = []
         self.id = secrets.token_hex(12)
         self.session = Link(self._serve())
@@ -92,6 +94,7 @@ class BuildClient:
                 SERVED[3]: one(m.CredentialsRequest, self._credentials),
                 SERVED[4]: one(m.AgentRequest, self._check_agent),
                 SERVED[5]: self._forward,
+                SERVED[6]: self._read_content,
             }
         )
 
@@ -138,6 +141,18 @@ class BuildClient:
         assert self.agent is not None
         while (message := await stream.receive()) is not None:
             await stream.send(encode(m.Bytes(data=self.agent(decode(m.Bytes, message).data))))
+
+    async def _read_content(self, stream: Stream) -> None:
+        message = await stream.receive()
+        assert message is not None
+        digest = decode(m.ReadContentRequest, message).digest
+        blobs = self.stores.get(stream.first("buildkit-attachable-store-id"), {})
+        if digest not in blobs:
+            raise GrpcError(f"content {digest}: not found", Code.NOT_FOUND)
+        data = blobs[digest]
+        for at in range(0, len(data), 1000):
+            piece = m.ReadContentResponse(offset=at, data=data[at : at + 1000])
+            await stream.send(encode(piece))
 
     # --- what we ask
 

@@ -37,6 +37,7 @@ from sampan.buildkit.messages import (
 if TYPE_CHECKING:
     from sampan.build.client import Client
     from sampan.build.service import Made
+    from sampan.buildkit.session import Session
 
 ARRIVAL_SECONDS = 3
 KEPT = 32  # builds that have ended
@@ -56,6 +57,7 @@ class Build:
         self.ref = ref
         self.record = HistoryRecord(ref=ref, created_at=timestamp(time.time_ns()))
         self.client: Client | None = None  # from when its session is there
+        self.session: Session | None = None
         self.request = SolveRequest()
         self.sources: dict[str, bytes] = {}  # Dockerfiles by name, for warnings
         self.results: dict[str, Made] = {}  # by ref

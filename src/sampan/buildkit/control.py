@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sampan.build.request import CALLS, BuildRequest, CacheOption, Export, from_attributes
+from sampan.buildkit import layouts, workers
 from sampan.buildkit import messages as m
-from sampan.buildkit import workers
 from sampan.buildkit.borrow import Borrowed
 from sampan.buildkit.builds import Build, Builds, timestamp, told
 from sampan.buildkit.contexts import Contexts
@@ -28,6 +28,7 @@ from sampan.buildkit.faults import Code, GrpcError, subrequest_detail
 from sampan.buildkit.link import Stream
 from sampan.buildkit.session import Session, Sessions
 from sampan.buildkit.telling import as_grpc
+from sampan.images.platform import host_platform
 from sampan.units import parse_timestamp
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Control:
         async with AsyncExitStack() as held:
             client = Borrowed(self.engine, session, self.contexts, build.lent, uploaded)
             held.push_async_callback(client.close)
-            build.client = client
+            build.client, build.session = client, session
             self.builds.changed()
             made = await (self.make(build, asked) if asked is not None else _driven(build))
             if made is None:
@@ -130,12 +131,25 @@ class Control:
             except Exception as error:
                 raise as_grpc(error, build) from error
 
+    async def _with_layouts(self, session: Session, asked: BuildRequest) -> BuildRequest:
+        """The request, its contexts that are layouts on the client's disk brought here."""
+        contexts = dict(asked.contexts)
+        for key, value in contexts.items():
+            if value.startswith(layouts.SCHEME):
+                platform = key.partition("::")[2] or next(iter(asked.platforms), "")
+                image = await layouts.load(
+                    self.engine, session, value, platform or str(host_platform())
+                )
+                contexts[key] = f"docker-image://{image}"
+        return msgspec.structs.replace(asked, contexts=contexts)
+
     async def make(self, build: Build, request: BuildRequest) -> Made:
         """The frontend's part, kept among the build's results until it ends."""
         from sampan.build.service import make
 
-        assert build.client is not None
+        assert build.client is not None and build.session is not None
         try:
+            request = await self._with_layouts(build.session, request)
             made = await make(self.builder, request, build.client, build.tell)
         except Exception as error:
             raise as_grpc(error, build) from error

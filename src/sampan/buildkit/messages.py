@@ -626,6 +626,21 @@ class SecretResponse(Message):
     data: Annotated[bytes, 1] = b""
 
 
+class ReadContentRequest(Message):
+    """A blob, or a range of it."""
+
+    digest: Annotated[str, 1] = ""
+    offset: Annotated[int, 2] = 0
+    size: Annotated[int, 3] = 0
+
+
+class ReadContentResponse(Message):
+    """Its bytes, in pieces."""
+
+    offset: Annotated[int, 1] = 0
+    data: Annotated[bytes, 2] = b""
+
+
 class AgentRequest(Message):
     """Which ssh agent."""
 
