@@ -221,6 +221,7 @@ def test_no_request_made_from_the_document_is_an_internal_error(
     engine: EngineProcess, seed: int
 ) -> None:
     failures = []
+    said = (engine.base / "log").stat().st_size
     for name, raw in _requests(seed):
         answer = send(engine, raw)
         if status(answer) in (0, 500):
@@ -229,3 +230,82 @@ def test_no_request_made_from_the_document_is_an_internal_error(
     engine.docker("volume", "prune", "-af")
     assert not failures, failures[:10]
     assert is_alive(engine)
+    assert b"Traceback" not in (engine.base / "log").read_bytes()[said:]
+
+
+def resident_kib(engine: EngineProcess) -> int:
+    assert engine.process is not None
+    lines = Path(f"/proc/{engine.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+def pour(engine: EngineProcess, head: bytes, piece: bytes, times: int) -> bytes:
+    """Send `head`, then `piece` as often as the engine takes it; what it answered."""
+    with closing(connect(engine)) as sock:
+        try:
+            sock.sendall(head)
+            for _ in range(times):
+                sock.sendall(piece)
+        except OSError:
+            pass  # it would not hear more
+        return _receive(sock)
+
+
+@pytest.mark.parametrize(
+    "path", ["/containers/create", "/networks/create", "/auth", "/volumes/create"]
+)
+@pytest.mark.parametrize("chunked", [True, False])
+def test_documents_without_end_are_refused(engine: EngineProcess, path: str, chunked: bool) -> None:
+    before = resident_kib(engine)
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {1 << 33}"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n"
+    block = b'{"Image": "' + b"x" * (1 << 20)
+    piece = b"%x\r\n%b\r\n" % (len(block), block) if chunked else block
+    assert status(pour(engine, head.encode(), piece, 64)) == 400
+    assert is_alive(engine)
+    assert resident_kib(engine) < before + 64 * 1024
+
+
+def test_heads_without_end_are_refused(engine: EngineProcess) -> None:
+    before = resident_kib(engine)
+    answer = pour(
+        engine, b"GET /_ping HTTP/1.1\r\nHost: x\r\n", b"X-Flood: " + b"y" * 1000 + b"\r\n", 5000
+    )
+    assert status(answer) in (400, 431)
+    assert is_alive(engine)
+    assert resident_kib(engine) < before + 8 * 1024
+
+
+def test_requests_that_are_not_waited_for_are_answered_in_turn(engine: EngineProcess) -> None:
+    """A thousand heads at once: the engine reads on as its answers are taken, and keeps little in between."""
+    before = resident_kib(engine)
+    with closing(connect(engine)) as sock:
+        sock.sendall(b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        sock.shutdown(socket.SHUT_WR)
+        data = b""
+        while piece := _receive(sock):
+            data += piece
+    assert data.count(b"HTTP/1.1 200 OK") == 1000
+    assert resident_kib(engine) < before + 8 * 1024
+
+
+ESCAPES = [
+    "../../../../etc/passwd",
+    "/proc/1/root/etc/shadow",
+    "%2e%2e%2f%2e%2e%2fetc",
+    "/../..",
+    "//",
+    "/\0",
+    ".",
+]
+
+
+@pytest.mark.parametrize("path", ESCAPES)
+def test_paths_do_not_leave_the_container(engine: EngineProcess, path: str) -> None:
+    engine.docker("create", "--name", "walled", "busybox", "true")
+    for method in ("HEAD", "GET"):
+        target = f"/containers/walled/archive?path={quote(path)}"
+        answer = send(engine, request(method, target))
+        assert status(answer) in (200, 400, 404), answer[:300]
+        assert b"root:$" not in answer and b"root:*" not in answer
+    engine.docker("rm", "walled")

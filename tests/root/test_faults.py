@@ -379,3 +379,22 @@ def test_without_its_run_directory_nothing_of_an_engine_stays(started: EnginePro
     assert inspect(started, "lost", "{{.State.Status}} {{.State.ExitCode}}") == "exited 137"
     until(lambda: inspect(started, "back", "{{.State.Status}}") == "running")
     until(lambda: not set(old) & set(helpers(started)))
+
+
+def test_a_client_that_hangs_up_does_not_stop_a_verb_in_the_middle(engine: EngineProcess) -> None:
+    client = Client(engine.socket)
+    names = [f"hung-{number}" for number in range(8)]
+    for name in names:
+        client.do("POST", "/containers/create", SLEEP, name=name)
+
+    def ask_and_leave(line: str) -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(engine.socket))
+            sock.sendall(f"{line} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+    for name in names:
+        ask_and_leave(f"POST /containers/{name}/start")
+    until(lambda: len(client.do("GET", "/containers/json")) == len(names))
+    for name in names:
+        ask_and_leave(f"DELETE /containers/{name}?force=1")
+    until(lambda: not client.do("GET", "/containers/json", all=1))

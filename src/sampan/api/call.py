@@ -12,7 +12,7 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode, urlsafe_b64decode
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -115,6 +115,10 @@ class Call:
         if not isinstance(value, dict):
             return None
         return {k.lower(): v for k, v in value.items() if isinstance(v, str)} or None
+
+    async def through(self, verb: Coroutine[Any, Any, T]) -> T:
+        """A verb that goes on to its end when the client leaves."""
+        return await self.engine.background.through(verb)
 
     # --- the answer ---
 

@@ -32,12 +32,14 @@ async def list_containers(call: Call) -> None:
 
 async def create_container(call: Call) -> None:
     request = await call.body(CreateRequest)
-    response = await create.create(
-        call.engine,
-        request,
-        name=call.text("name"),
-        platform=call.text("platform"),
-        version=call.version,
+    response = await call.through(
+        create.create(
+            call.engine,
+            request,
+            name=call.text("name"),
+            platform=call.text("platform"),
+            version=call.version,
+        )
     )
     await call.json(response, 201)
 
@@ -57,19 +59,19 @@ async def start_container(call: Call) -> None:
             "starting container with non-empty request body was deprecated since API v1.22 "
             "and removed in v1.24"
         )
-    await start.start(call.engine, call.id, detach_keys=call.text("detachKeys"))
+    await call.through(start.start(call.engine, call.id, detach_keys=call.text("detachKeys")))
     await call.empty()
 
 
 async def stop_container(call: Call) -> None:
     timeout, signal = _stop_options(call)
-    await stop.stop(call.engine, call.id, timeout=timeout, signal=signal)
+    await call.through(stop.stop(call.engine, call.id, timeout=timeout, signal=signal))
     await call.empty()
 
 
 async def restart_container(call: Call) -> None:
     timeout, signal = _stop_options(call)
-    await stop.restart(call.engine, call.id, timeout=timeout, signal=signal)
+    await call.through(stop.restart(call.engine, call.id, timeout=timeout, signal=signal))
     await call.empty()
 
 
@@ -79,27 +81,27 @@ def _stop_options(call: Call) -> tuple[int | None, str]:
 
 
 async def kill_container(call: Call) -> None:
-    await stop.kill(call.engine, call.id, signal=call.text("signal", "KILL"))
+    await call.through(stop.kill(call.engine, call.id, signal=call.text("signal", "KILL")))
     await call.empty()
 
 
 async def pause_container(call: Call) -> None:
-    await stop.pause(call.engine, call.id)
+    await call.through(stop.pause(call.engine, call.id))
     await call.empty()
 
 
 async def unpause_container(call: Call) -> None:
-    await stop.unpause(call.engine, call.id)
+    await call.through(stop.unpause(call.engine, call.id))
     await call.empty()
 
 
 async def update_container(call: Call) -> None:
     request = await call.body(UpdateRequest)
-    await call.json(await change.update(call.engine, call.id, request))
+    await call.json(await call.through(change.update(call.engine, call.id, request)))
 
 
 async def rename_container(call: Call) -> None:
-    await change.rename(call.engine, call.id, call.text("name"))
+    await call.through(change.rename(call.engine, call.id, call.text("name")))
     await call.empty()
 
 
@@ -110,18 +112,20 @@ async def resize_container(call: Call) -> None:
 
 
 async def remove_container(call: Call) -> None:
-    await remove.remove(
-        call.engine,
-        call.id,
-        force=call.flag("force"),
-        volumes=call.flag("v"),
-        link=call.flag("link"),
+    await call.through(
+        remove.remove(
+            call.engine,
+            call.id,
+            force=call.flag("force"),
+            volumes=call.flag("v"),
+            link=call.flag("link"),
+        )
     )
     await call.empty()
 
 
 async def prune_containers(call: Call) -> None:
-    await call.json(await remove.prune(call.engine, call.filters()))
+    await call.json(await call.through(remove.prune(call.engine, call.filters())))
 
 
 # --- files ---

@@ -26,26 +26,28 @@ async def inspect_network(call: Call) -> None:
 
 async def create_network(call: Call) -> None:
     request = await call.body(NetworkCreateRequest)
-    await call.json(await networks.create_network(call.engine, request), 201)
+    await call.json(await call.through(networks.create_network(call.engine, request)), 201)
 
 
 async def connect_network(call: Call) -> None:
-    await networks.connect(call.engine, call.id, await call.body(ConnectRequest))
+    await call.through(networks.connect(call.engine, call.id, await call.body(ConnectRequest)))
     await call.empty(200)
 
 
 async def disconnect_network(call: Call) -> None:
-    await networks.disconnect(call.engine, call.id, await call.body(DisconnectRequest))
+    await call.through(
+        networks.disconnect(call.engine, call.id, await call.body(DisconnectRequest))
+    )
     await call.empty(200)
 
 
 async def remove_network(call: Call) -> None:
-    await networks.remove_network(call.engine, call.id)
+    await call.through(networks.remove_network(call.engine, call.id))
     await call.empty()
 
 
 async def prune_networks(call: Call) -> None:
-    await call.json(await networks.prune_networks(call.engine, call.filters()))
+    await call.json(await call.through(networks.prune_networks(call.engine, call.filters())))
 
 
 ROUTES: tuple[Route, ...] = (

@@ -14,7 +14,7 @@ async def list_volumes(call: Call) -> None:
 
 async def create_volume(call: Call) -> None:
     request = await call.body(VolumeCreateRequest)
-    await call.json(await volumes.create_volume(call.engine, request), 201)
+    await call.json(await call.through(volumes.create_volume(call.engine, request)), 201)
 
 
 async def inspect_volume(call: Call) -> None:
@@ -22,12 +22,14 @@ async def inspect_volume(call: Call) -> None:
 
 
 async def remove_volume(call: Call) -> None:
-    await volumes.remove_volume(call.engine, call.id, force=call.flag("force"))
+    await call.through(volumes.remove_volume(call.engine, call.id, force=call.flag("force")))
     await call.empty()
 
 
 async def prune_volumes(call: Call) -> None:
-    pruned = await volumes.prune_volumes(call.engine, call.filters(), version=call.version)
+    pruned = await call.through(
+        volumes.prune_volumes(call.engine, call.filters(), version=call.version)
+    )
     await call.json(pruned)
 
 

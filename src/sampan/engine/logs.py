@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sampan import ids
 from sampan.engine.records import ContainerRecord
@@ -23,6 +23,9 @@ from sampan.shim.logs import rotation
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
     from sampan.engine.live import Container
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 READABLE = ("json-file", "local")
 FIRST_WORDS_S = 0.25
@@ -51,6 +54,7 @@ class LogStream:
         self._container = container
         self._options = options
         self._reader: LogReader | None = None
+        self._thread: asyncio.Future[Any] | None = None  # that is at work on the reader
         self._wake = asyncio.Event()
         self._closed = False
 
@@ -66,24 +70,37 @@ class LogStream:
                 await self._let_it_speak()
             # Whether it still runs is asked before the last read, so that nothing is missed.
             running = self._is_live()
-            reader, runs = await engine.run_blocking(self._open, path)
-            self._reader = reader
+            reader, runs = await self._in_thread(self._open, path)
             while not self._closed:
                 while runs:
                     yield presenter.present(runs)
-                    runs = await engine.run_blocking(reader.read)
+                    runs = await self._in_thread(reader.read)
                 if not options.follow or not running or reader.ended:
                     return
                 if self._is_live():  # its end may have come during the read: then read once more
                     await self._changed()
                 running = self._is_live()
                 self._wake.clear()
-                runs = await engine.run_blocking(reader.read)
+                runs = await self._in_thread(reader.read)
         finally:
             if token is not None:
                 engine.log_watch.remove(token)
-            if self._reader is not None:
-                self._reader.close()
+            if self._thread is None or self._thread.done():
+                self._close_reader(self._thread)
+            else:
+                self._thread.add_done_callback(self._close_reader)
+
+    async def _in_thread(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Whoever cancels us does not stop the thread: its descriptor is closed when it is done and not before."""
+        self._thread = asyncio.ensure_future(self._engine.run_blocking(fn, *args, **kwargs))
+        result: T = await asyncio.shield(self._thread)
+        return result
+
+    def _close_reader(self, thread: asyncio.Future[Any] | None) -> None:
+        if thread is not None and not thread.cancelled():
+            thread.exception()  # told to whoever still waited for it
+        if self._reader is not None:
+            self._reader.close()
 
     def _is_live(self) -> bool:
         return self._container.is_running or self._container.state.restarting
@@ -108,7 +125,7 @@ class LogStream:
         """The reader, and the first that it read: one turn of a thread serves most requests."""
         options = self._options
         wanted = (("stdout", options.stdout), ("stderr", options.stderr))
-        reader = LogReader(
+        reader = self._reader = LogReader(
             path,
             self._container.record.host_config.log_config.type,
             tail=-1 if options.tail is None else options.tail,

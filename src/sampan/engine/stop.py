@@ -21,6 +21,7 @@ from sampan.units import parse_uint
 if TYPE_CHECKING:
     from sampan.engine.context import Engine
     from sampan.engine.live import Container
+    from sampan.engine.shims import Shim
 
 log = logging.getLogger("sampan.engine")
 
@@ -208,7 +209,7 @@ async def pause(engine: Engine, ref: str) -> None:
             raise Conflict(f"container {container.id} is not running")
         if container.state.paused:
             raise Conflict(f"Container {container.id} is already paused")
-        await shim.call({"op": "pause"})
+        await _freeze(container, shim, "pause")
         container.save_state(paused=True)
         engine.events.tell("container", "pause", container.id, container.attributes())
 
@@ -219,9 +220,19 @@ async def unpause(engine: Engine, ref: str) -> None:
         shim = container.shim
         if not container.state.paused or shim is None:
             raise Internal(f"Container {container.id} is not paused")
-        await shim.call({"op": "unpause"})
+        await _freeze(container, shim, "unpause")
         container.save_state(paused=False)
         engine.events.tell("container", "unpause", container.id, container.attributes())
+
+
+async def _freeze(container: Container, shim: Shim, op: str) -> None:
+    """It may end, by a kill that did not wait for us, before the answer or together with it."""
+    try:
+        await shim.call({"op": op})
+    except ShimGone:
+        raise Conflict(f"container {container.id} is not running") from None
+    if not container.is_running:
+        raise Conflict(f"container {container.id} is not running")
 
 
 # -- wait ------------------------------------------------------------------------------------------
