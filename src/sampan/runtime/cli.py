@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv if argv is None else argv
     program = arguments[0].rpartition("/")[2] or PROGRAM
     log = Log()
-    name = ""
+    running = ""  # the command that has begun: before, it is the command line that is wrong
     try:
         flags = parse(arguments[1:], GLOBAL, stops=True)
         if flags.flag("version"):
@@ -129,11 +129,12 @@ def main(argv: list[str] | None = None) -> int:
         if parsed.flag("help"):
             return _print(usage(program, name))
         _check_count(program, name, command, parsed)
+        running = name
         return handler(name)(context, parsed)
     except (SampanError, OSError, ValueError) as error:
-        return _fail(log, name, message_of(error, name))
+        return _fail(log, running, message_of(error, running))
     except Exception as error:  # noqa: BLE001 - a defect of ours is one line too, not a page for an engine's log
-        return _fail(log, name, f"internal error: {type(error).__name__}: {error}")
+        return _fail(log, running, f"internal error: {type(error).__name__}: {error}")
 
 
 def handler(name: str) -> Callable[[Context, Parsed], int]:
@@ -181,9 +182,10 @@ def _check_count(program: str, name: str, command: Command, parsed: Parsed) -> N
 
 def message_of(error: BaseException, name: str) -> str:
     """One line for a person; failures of a launch get runc's prefix, which engines look for."""
+    if name == "exec":
+        where = "unable to start container process: " if isinstance(error, LaunchError) else ""
+        return f"exec failed: {where}{message_of(error, '')}"
     if isinstance(error, LaunchError):
-        if name == "exec":
-            return f"exec failed: unable to start container process: {error.message}"
         if name in ("create", "run"):
             where = "error during container init: " if error.step else ""
             return f"{PROGRAM} {name} failed: unable to start container process: {where}{error.message}"

@@ -124,7 +124,7 @@ class SubCgroup:
 
 def _sub_path(path: str) -> str:
     if ".." in path.split("/"):
-        raise InvalidArgument(f"bad sub cgroup path: {path}")
+        raise InvalidArgument(f"bad sub cgroup path: {path}: `..` components are not allowed")
     inside = clean("/" + path)
     return "" if inside == "/" else inside
 
