@@ -23,6 +23,7 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.umask(0o022)
         inside = rootless.enter(config) if config.rootless and os.geteuid() != 0 else None
         if inside is not None:
-            config = msgspec.structs.replace(config, cgroup_driver="none")
+            config = with_lent_cgroup(config)
         with Lock(config):
             asyncio.run(serve(config, inside))
     except SampanError as error:
@@ -90,6 +91,28 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def with_lent_cgroup(config: Config) -> Config:
+    """Without root there are cgroups only where somebody lent us a part of the unified hierarchy: the directory beside
+    our own cgroup, in which systemd lets a user's services make more (systemd.resource-control(5), Delegate=)."""
+    host = cgroups.detect()
+    parent = cgroups.own_directory(host)
+    directory = host.unified + parent
+    needed = ("", "cgroup.procs", "cgroup.subtree_control")
+    is_ours = all(os.access(f"{directory}/{name}", os.W_OK) for name in needed)
+    if host.mode != "v2" or not parent or not is_ours:
+        return msgspec.structs.replace(config, cgroup_driver="none")
+    return msgspec.structs.replace(config, cgroup_parent=f"{parent}/{config.instance}")
+
+
+def detect_cgroups(config: Config) -> cgroups.CgroupHost:
+    """What this host has, and of a lent part only the controllers that came with it."""
+    host = cgroups.detect()
+    if not config.rootless or config.cgroup_driver == "none":
+        return host
+    lent = f"{host.unified}{cgroups.own_directory(host)}/cgroup.controllers"
+    return cgroups.detect(unified_controllers=_read(lent))
 
 
 def start_logging(config: Config) -> None:
@@ -162,7 +185,7 @@ def build_engine(config: Config, inside: Rootless | None = None) -> Engine:
     store = Store(config.store_path)
     if store.damage:
         log.error("the store was damaged: %s", store.damage)
-    host = cgroups.detect()
+    host = detect_cgroups(config)
     snapshots = open_snapshotter(config.root / "snapshots", config.storage_driver)
     snapshots.sweep()
     blobs = BlobStore(config.root / "images")
@@ -422,6 +445,8 @@ async def serve(config: Config, inside: Rootless | None = None) -> None:
     await shut_down(engine)
     if inside is not None and is_idle:
         inside.leave()
+        with suppress(OSError):  # there may be none
+            os.rmdir(engine.cgroup_host.unified + config.cgroup_parent)
 
 
 def keep_reserve(engine: Engine) -> None:

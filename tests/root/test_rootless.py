@@ -67,10 +67,25 @@ class User:
         return (self.base / "log").read_text(errors="replace")[-3000:]
 
     def start(self) -> None:
+        self._start([self.python, "-m", "sampan.daemon"], as_root=False)
+
+    def start_with_a_lent_cgroup(self, name: str) -> None:
+        """In a mount namespace that has the unified hierarchy alone, and below a cgroup that is the user's."""
+        script = """
+            umount -l -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup && cd /sys/fs/cgroup
+            mkdir -p $1/leaf; chown -R $2 $1; echo $$ > $1/leaf/cgroup.procs
+            setpriv --reuid $2 --regid $2 --clear-groups $3 -m sampan.daemon
+            echo $$ > cgroup.procs; find $1 -depth -type d -exec rmdir {} +
+        """
+        words = ["sh", "-c", script, "sh", name, str(self.uid), self.python]
+        self._start(["unshare", "-m", "--propagation", "private", *words], as_root=True)
+
+    def _start(self, command: list[str], *, as_root: bool) -> None:
         with (self.base / "log").open("ab") as log:
+            uid = 0 if as_root else self.uid
             self.process = subprocess.Popen(
-                [self.python, "-m", "sampan.daemon"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=self.environment, user=self.uid, group=self.uid, extra_groups=[], cwd="/", start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
+                user=uid, group=uid, extra_groups=[], cwd="/", start_new_session=True,
             )  # fmt: skip
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
@@ -85,7 +100,7 @@ class User:
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         assert self.process is not None
-        self.process.send_signal(number)
+        os.kill(int((self.run / "sampan.pid").read_text()), number)
         self.process.wait(PATIENCE_S)
 
     def processes(self) -> list[str]:
@@ -447,6 +462,32 @@ def test_without_subordinate_ids_there_is_one_user(code: Path) -> None:
     finally:
         user.stop()
     assert user.settle() == []
+
+
+def test_a_lent_part_of_the_unified_hierarchy_is_used(code: Path) -> None:
+    """As systemd lends it to a user's services: containers have cgroups there, can be paused, and leave none."""
+    require(shutil.which("setpriv") is not None, "needs setpriv (util-linux)")
+    user = _user(code, "lent", 64323)
+    user.start_with_a_lent_cgroup(f"sampan-lent-{os.getpid()}")
+    try:
+        assert (
+            user.docker("info", "-f", "{{.CgroupDriver}} {{.CgroupVersion}}").strip()
+            == "cgroupfs 2"
+        )
+        user.docker("import", "-c", "ENV PATH=/bin", f"{code}/busybox.tar", "busybox")
+        user.docker("run", "-d", "--name", "one", "busybox", "sleep", "1000")
+        pid = user.docker("inspect", "-f", "{{.State.Pid}}", "one").strip()
+        own = Path(f"/proc/{pid}/cgroup").read_text().splitlines()[-1]
+        assert own.startswith(f"0::/sampan-lent-{os.getpid()}/sampan-")
+        user.docker("pause", "one")
+        assert "Paused" in user.docker("ps", "--format", "{{.Status}}")
+        user.docker("unpause", "one")
+        assert "sleep 1000" in user.docker("top", "one")
+        user.docker("rm", "-f", "one")
+    finally:
+        user.stop()
+    assert user.settle() == []
+    assert "Device or resource busy" not in user.log()
 
 
 class TestSomebodyElsesClone:

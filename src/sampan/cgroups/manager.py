@@ -69,7 +69,7 @@ if TYPE_CHECKING:
             """Remove the cgroup and all below it; it must hold no process. Gone already is success."""
 
 
-__all__ = ["CgroupHost", "detect", "open_manager", "resolve_path"]
+__all__ = ["CgroupHost", "detect", "open_manager", "own_directory", "resolve_path"]
 
 
 def open_manager(
