@@ -143,7 +143,25 @@ run --name shown busybox
 run --name !! busybox
 create --foo busybox
 build nosuch
+run -v :/b busybox
+run -v /a:/b:ro:x busybox
+run -v a:b:c:d:e busybox
+run BUSYBOX true
+run --cidfile /nosuch/x busybox true
+save -o /nosuch/x busybox
+export -o /nosuch/x shown
+logout nosuch.example
 swarm init
+swarm join-token worker
+swarm unlock-key
+node ls
+service ls
+stack ls
+secret ls
+config ls
+plugin rm nosuch
+plugin enable nosuch
+version --format {{.Nosuch}}
 nosuch
 container nosuch
 network nosuch

@@ -211,6 +211,8 @@ def parse(command: Command, name: str, argv: list[str]) -> Options:
     options = Options(command, name, table)
     if command.raw:
         options.args = argv
+        if "--help" in argv and not command.own:
+            options.given["help"] = True
         return options
     position, end = 0, len(argv)
     while position < end:

@@ -26,11 +26,12 @@ def diff(session: Session, options: Options) -> int:
 
 
 def export(session: Session, options: Options) -> int:
-    from sampan.cli.images import write_out
+    from sampan.cli.images import check_output, write_out
 
     path = options.text("output")
     if not path and posix.isatty(1):
         raise Failure("cowardly refusing to save to a terminal. Use the -o flag or redirect")
+    check_output(path, "failed to export container")
     reply = session.client.call("GET", f"/containers/{escape(options.args[0])}/export")
     write_out(reply.chunks(), path, "failed to export container")
     return 0

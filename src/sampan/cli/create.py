@@ -314,12 +314,29 @@ def _volumes(given: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
     volumes: dict[str, Any] = {}
     binds: list[str] = []
     for spec in dict.fromkeys(given):
-        source, colon, _ = spec.partition(":")
-        if source and colon:
+        if _sections(spec) > 1:
             binds.append(absolute_source(spec))
         else:
             volumes[spec] = {}
     return volumes, binds
+
+
+def _sections(spec: str) -> int:
+    """How many parts it has. A single letter before a colon is a drive, in docker also where there are none."""
+    count, buffer = 0, ""
+    for char in spec if len(spec) > 2 else "":
+        if char != ":" or (len(buffer) == 1 and buffer.isalpha()):
+            buffer += char
+            continue
+        count += 1
+        if not buffer:
+            raise Wrong(f"invalid spec: {spec}: empty section between colons")
+        if count > 2:
+            raise Wrong(f"invalid spec: {spec}: too many colons")
+        buffer = ""
+    if count and not buffer:
+        raise Wrong(f"invalid spec: {spec}: empty section between colons")
+    return count + 1
 
 
 def absolute_source(spec: str) -> str:

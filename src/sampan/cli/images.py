@@ -304,10 +304,21 @@ def save(session: Session, options: Options) -> int:
     path = options.text("output")
     if not path and posix.isatty(1):
         raise Failure("cowardly refusing to save to a terminal. Use the -o flag or redirect")
+    check_output(path, "failed to save image")
     query: dict[str, Any] = {"names": options.args, "platform": platform(options.text("platform"))}
     reply = session.client.call("GET", "/images/get", query=query)
     write_out(reply.chunks(), path, "failed to save image")
     return 0
+
+
+def check_output(path: str, words: str) -> None:
+    """The directory must be there: seen before the engine is asked for the archive."""
+    directory = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
+    try:
+        posix.stat(directory)
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise Failure(f"{words}: invalid output path: stat {directory}: {reason}") from None
 
 
 def write_out(chunks: Iterator[bytes], path: str, words: str) -> None:

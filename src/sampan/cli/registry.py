@@ -276,10 +276,9 @@ def logout(session: Session, options: Options) -> int:
     auths = session.config.get("auths")
     known = isinstance(auths, dict) and bool(_entry(auths, key))
     helper = _helper(session, key)
-    if not known and not helper:
-        out(f"Not logged in to {key}")
-        return 0
     out(f"Removing login credentials for {server or key}")
+    if not known and not helper:
+        return 0
     if helper:
         status, text = _ask_helper(helper, "erase", key)
         if status:

@@ -28,6 +28,7 @@ NOT_FOUND = (
     "no such file or directory",
     "system cannot find the file specified",
 )
+NO_PLATFORM = "unknown operating system or architecture: invalid argument"
 CANNOT_RUN = ("permission denied", "is a directory")
 
 
@@ -145,6 +146,8 @@ def _run_attached(
 
 def _create(session: Session, options: Options, body: dict[str, Any]) -> str:
     """The new container's ID, its image pulled if that was missing and allowed."""
+    if not options.args[0]:
+        raise Failure("invalid reference format")
     cidfile = options.text("cidfile")
     if cidfile:
         _reserve(cidfile)
@@ -190,6 +193,10 @@ def _post_create(session: Session, options: Options, body: dict[str, Any]) -> di
     try:
         made: dict[str, Any] = client.post("/containers/create", query=query, body=body)
     except Refused as refused:
+        if refused.reason.startswith("invalid reference format"):
+            raise Failure(refused.reason) from None  # docker sees that for itself
+        if refused.reason.endswith(NO_PLATFORM):
+            raise Failure(f"error parsing specified platform: {refused.reason}") from None
         if refused.code != 404 or options.text("pull") not in ("missing", ""):
             raise
         _pull_missing(session, options, refused)
@@ -206,8 +213,6 @@ def platform_of(options: Options) -> str:
 def _pull_missing(session: Session, options: Options, refused: Refused) -> None:
     from sampan.cli import names
 
-    if "No such image" not in refused.reason and "no such image" not in refused.reason:
-        raise refused
     try:
         name = names.parse(options.args[0]).tagged()
     except Failure:
@@ -230,15 +235,12 @@ def _reserve(path: str) -> None:
         flags = posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC
         posix.close(posix.open(path, flags, 0o644))
     except FileExistsError:
-        raise building.failed(
-            f"container ID file found, make sure the other container isn't running or delete {path}",
-            "run",
+        raise Failure(
+            f"container ID file found, make sure the other container isn't running or delete {path}"
         ) from None
     except OSError as error:
         reason = (error.strerror or "").lower()
-        raise building.failed(
-            f"failed to create the container ID file: open {path}: {reason}", "run"
-        ) from None
+        raise Failure(f"failed to create the container ID file: open {path}: {reason}") from None
 
 
 def _hand_over_socket(session: Session, body: dict[str, Any]) -> None:

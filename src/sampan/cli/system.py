@@ -80,7 +80,8 @@ def _print(template: Any, value: dict[str, Any]) -> None:
         out(template.render(Cell(value, "system.versionInfo")))
     except TemplateError as error:
         out(error.partial)
-        raise Failure(str(error)) from None
+        words = str(error).replace("template: :", "template: version:", 1)
+        raise Failure(words.replace('executing ""', 'executing "version"', 1)) from None
 
 
 def _client_version(session: Session) -> dict[str, Any]:
@@ -362,12 +363,6 @@ def plugins(session: Session, options: Options) -> int:
         )
 
     listing(form, [row(plugin) for plugin in found], headers)
-    return 0
-
-
-def swarm(session: Session, options: Options) -> int:
-    verb = options.command.path.removeprefix("swarm ")
-    session.client.call("POST", f"/swarm/{verb}", body={}).read()
     return 0
 
 

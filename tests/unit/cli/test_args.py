@@ -131,3 +131,8 @@ def test_every_alias_that_help_names_leads_to_its_command() -> None:
 
 def test_quote_is_gos() -> None:
     assert args.quote('a"b\\\n\x01é\udcff') == '"a\\"b\\\\\\n\\x01é\\xff"'
+
+
+def test_a_command_that_reads_its_own_flags_still_has_help() -> None:
+    assert parse("service create", "--name", "x", "--help").has("help")
+    assert parse("service create", "--name", "x").args == ["--name", "x"]

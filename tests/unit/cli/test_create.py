@@ -163,3 +163,23 @@ def test_capabilities_are_sent_in_full() -> None:
     assert body("--cap-add", "ALL", "--cap-add", "KILL", "busybox")["HostConfig"]["CapAdd"] == [
         "ALL"
     ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        (":/b", "invalid spec: :/b: empty section between colons"),
+        ("vol::ro", "invalid spec: vol::ro: empty section between colons"),
+        ("/a:/b:", "invalid spec: /a:/b:: empty section between colons"),
+        ("/a:/b:ro:x", "invalid spec: /a:/b:ro:x: too many colons"),
+    ],
+)
+def test_a_volume_has_one_to_three_parts(spec: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        body("-v", spec, "busybox")
+
+
+def test_a_single_letter_before_a_colon_counts_as_a_drive() -> None:
+    made = body("-v", "a:b", "-v", "vol:/v", "-v", "/only", "busybox")
+    assert made["Volumes"] == {"a:b": {}, "/only": {}}
+    assert made["HostConfig"]["Binds"] == ["vol:/v"]

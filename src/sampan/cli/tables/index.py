@@ -29,6 +29,8 @@ def _group(name: str, plain: str, **aliases: str) -> dict[str, str]:
 # Groups: second word -> full path; a path that is a group itself takes a third word.
 GROUPS = {
     "builder": {"build": "image build", "prune": "builder prune"},
+    "checkpoint": _group("checkpoint", "create ls rm", list="ls", remove="rm"),
+    "config": _group("config", "create inspect ls rm", list="ls", remove="rm"),
     "container": _group(
         "container",
         "attach commit cp create diff exec export inspect kill logs ls mount pause port prune rename restart rm run "
@@ -47,14 +49,24 @@ GROUPS = {
         "network", "connect create disconnect egress inspect ls port prune rm", list="ls", remove="rm"
     ),
     "network port": _group("network port", "add rm", remove="rm"),
-    "plugin": _group("plugin", "ls inspect", list="ls"),
-    "swarm": _group("swarm", "init join leave"),
+    "node": _group("node", "demote inspect ls promote ps rm update", list="ls", remove="rm"),
+    "plugin": _group(
+        "plugin", "disable enable inspect install ls push rm set upgrade", list="ls", remove="rm"
+    ),
+    "secret": _group("secret", "create inspect ls rm", list="ls", remove="rm"),
+    "service": _group(
+        "service", "create inspect logs ls ps rm rollback scale update", list="ls", remove="rm"
+    ),
+    "stack": _group("stack", "config deploy ls ps rm services", up="deploy", list="ls", remove="rm"),
+    "swarm": _group("swarm", "ca init join join-token leave unlock unlock-key update"),
     "system": _group("system", "df dial-stdio events info prune verify"),
     "volume": _group("volume", "create export import inspect ls prune rm update", list="ls", remove="rm"),
 }  # fmt: skip
 
 GROUP_HELP = {
     "builder": "Look after builds and their cache",
+    "checkpoint": "Checkpoints of containers (not part of Sampan)",
+    "config": "Configurations of a cluster (not part of Sampan)",
     "container": "Run, change and remove containers",
     "container mount": "Change the mounts of a container, also while it runs",
     "context": "Keep the addresses of engines under names",
@@ -62,11 +74,18 @@ GROUP_HELP = {
     "manifest": "Look at and put together manifest lists",
     "network": "Connect containers",
     "network port": "Publish and unpublish ports of a running container",
+    "node": "Nodes of a cluster (not part of Sampan)",
     "plugin": "Engine plugins (there are none)",
+    "secret": "Secrets of a cluster (not part of Sampan)",
+    "service": "Services of a cluster (not part of Sampan)",
+    "stack": "Stacks of a cluster (not part of Sampan)",
     "swarm": "Cluster mode (not part of Sampan)",
     "system": "The engine itself: disk use, events, clean-up",
     "volume": "Keep data beyond a container's life",
 }
+CLUSTER_GROUPS = (
+    "checkpoint", "config", "node", "plugin", "secret", "service", "stack", "swarm",
+)  # fmt: skip
 COMMON = (
     "run", "exec", "ps", "build", "pull", "push", "images", "login", "logout", "search", "version", "info",
 )  # fmt: skip
@@ -79,6 +98,8 @@ def module_of(path: str) -> str:
     first = path.split(" ", 1)[0]
     if first in ("container", "image", "network", "volume"):
         return first
+    if first in CLUSTER_GROUPS and path not in ("plugin ls", "plugin inspect"):
+        return "cluster"
     return "system"
 
 

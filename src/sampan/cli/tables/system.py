@@ -28,7 +28,6 @@ DOCKER: Flag = (
     None,
     "The engine: host=ADDRESS[,ca=,cert=,key=,skip-tls-verify=]",
 )
-CLUSTER = "Cluster mode is not part of Sampan"
 
 _ALL = (
     Command("help", "[COMMAND]", (0, -1), "help:help_", "Show the help of a command", hidden=True),
@@ -133,9 +132,6 @@ _ALL = (
         "search", "[OPTIONS] TERM", (1, 1), "registry:search", "Look for images on Docker Hub",
         (FILTER, FORMAT, ("limit", "", "int", 0, "At most this many"), NO_TRUNC),
     ),
-    Command("swarm init", "[OPTIONS]", (0, -1), "system:swarm", CLUSTER, interspersed=False),
-    Command("swarm join", "[OPTIONS] HOST:PORT", (0, -1), "system:swarm", CLUSTER, interspersed=False),
-    Command("swarm leave", "[OPTIONS]", (0, -1), "system:swarm", CLUSTER, interspersed=False),
     Command(
         "system df", "[OPTIONS]", (0, 0), "df:df", "Show what takes up disk space",
         (FORMAT, ("verbose", "v", "bool", False, "Every object by itself")),
