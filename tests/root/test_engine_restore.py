@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.root.test_engine_lifecycle import inspect, until
+from tests.support.census import Census
 from tests.support.engine import EngineProcess
 
 
@@ -211,3 +213,26 @@ def test_a_build_s_command_ends_when_its_engine_was_killed(
     until(lambda: not list((started.run / "containers").iterdir()))
     until(lambda: set(snapshots.glob("*/active/*")) == before)
     until(lambda: not list(Path("/sys/fs/cgroup").glob(f"**/{step}")))
+
+
+def test_a_build_that_is_left_at_any_moment_leaves_nothing(
+    started: EngineProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN sleep 1000\n")
+    census = Census(
+        str(started.run / "containers"), cgroup_prefix=started.cgroup_parent, bridge=started.bridge
+    )
+    snapshots = started.root / "snapshots"
+    before = set(snapshots.glob("*/active/*"))
+    for tenth in range(12):
+        build = subprocess.Popen(
+            ["docker", "build", "--no-cache", str(tmp_path)],
+            env=started.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            build.wait(timeout=0.05 + 0.02 * tenth)  # somewhere between its request and its command
+        build.kill()
+        build.wait()
+    until(lambda: not list((started.run / "containers").iterdir()))
+    until(lambda: set(snapshots.glob("*/active/*")) == before)
+    assert not census.left_behind()

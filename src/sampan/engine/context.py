@@ -125,6 +125,16 @@ class Engine:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.pool, partial(fn, *args, **kwargs))
 
+    async def run_to_end(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same, for what a thread takes and its caller gives back: a cancellation waits until it has taken."""
+        thread = asyncio.ensure_future(self.run_blocking(fn, *args, **kwargs))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            await asyncio.wait((thread,))
+            _unheard(thread)
+            raise
+
     def container_dir(self, container_id: str) -> Path:
         return self.config.container_dir(container_id)
 

@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sampan.errors import Unavailable
+from sampan.errors import SampanError, Unavailable
 from sampan.shim.client import LauncherClient, ShimClient, ShimGone, raise_failure
 
 Message = dict[str, Any]
 
+SIGKILL = 9
+CALL_OFF_S = 20.0
 GONE = "the shim is gone"  # what a request is answered with whose connection ended
 
 __all__ = ["Shim", "ShimGone", "launch", "reopen"]
@@ -114,12 +116,12 @@ async def launch(
 
         shim = Shim(launcher.begin(request, fds, answered))
         try:
-            reply = await asyncio.wait_for(future, timeout)
+            reply = await asyncio.wait_for(asyncio.shield(future), timeout)
         except TimeoutError:
             shim.close()
             raise Unavailable("the container did not start in time") from None
         except BaseException:
-            shim.close()
+            await _call_off(shim, future)
             raise
         if "error" not in reply:
             return shim, reply
@@ -128,6 +130,26 @@ async def launch(
         if not died or attempt == 2:
             raise_failure(reply["error"])
     raise AssertionError("unreachable")
+
+
+async def _call_off(shim: Shim, started: asyncio.Future[Message]) -> None:
+    """Nobody wants it any more: what is being started must not outlive what the caller gives back next."""
+    gone = asyncio.Event()
+
+    def heard(message: Message) -> None:
+        if message.get("event") == "gone":
+            gone.set()
+
+    shim.listen(heard, gone.set)
+    try:
+        async with asyncio.timeout(CALL_OFF_S):
+            if "error" not in await started:
+                await shim.call({"op": "kill", "signal": SIGKILL, "all": True})
+                await gone.wait()
+    except (TimeoutError, SampanError):
+        pass  # it has ended, or is stuck: whoever removes it is told
+    finally:
+        shim.close()
 
 
 def reopen(directory: str) -> ShimClient:

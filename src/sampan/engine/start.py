@@ -66,7 +66,7 @@ async def start_locked(engine: Engine, container: Container) -> None:
     undo = ExitStack()
     pending: list[PendingAttach] = []
     try:
-        taken = await engine.run_blocking(resources.take, engine, container.record, undo)
+        taken = await engine.run_to_end(resources.take, engine, container.record, undo)
         spec = specgen.generate(container.record, taken.sources, engine.facts)
         pending = take_pending(container)
         shim, started = await _launch(engine, container, spec, taken, pending)

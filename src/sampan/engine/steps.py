@@ -94,7 +94,7 @@ async def run_step(engine: Engine, step: Step, tell: Tell) -> StepResult:
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         undo.callback(shutil.rmtree, engine.run_dir(step.id), ignore_errors=True)
         try:
-            taken = await engine.run_blocking(resources.take, engine, record, undo)
+            taken = await engine.run_to_end(resources.take, engine, record, undo)
             return await _run(engine, record, taken, tell, undo)
         finally:
             await asyncio.shield(engine.run_blocking(_undo, undo))
