@@ -23,7 +23,7 @@ import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from sampan.errors import InvalidArgument, NotFound
+from sampan.errors import Internal, InvalidArgument, NotFound
 from sampan.storage import layers
 from sampan.storage.decompress import open_stream
 from sampan.storage.extract import Whiteouts
@@ -248,6 +248,8 @@ def stat_path(place: Place, path: str) -> PathStat:
         target = ""
         if stat.S_ISLNK(info.st_mode):
             target = _meaning(place, path, spot)
+        elif path.endswith("/") and not stat.S_ISDIR(info.st_mode):
+            raise Internal(f"lstat {path}: not a directory")
         name = os.fsdecode(_shown_name(path, spot))
         return PathStat(name, info.st_size, go_mode(info.st_mode), info.st_mtime_ns, target)
 

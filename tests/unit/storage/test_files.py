@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sampan.errors import InvalidArgument, NotFound
+from sampan.errors import Internal, InvalidArgument, NotFound
 from sampan.storage.files import (
     Mounted,
     Place,
@@ -325,3 +325,9 @@ def test_extracting_follows_links_of_the_tree_inside_only(root: Path, tmp_path: 
                 place, "/", stream(symlink(b"l", os.fsencode(outside)), file(b"l/x", b"1"))
             )
     assert os.listdir(outside) == []
+
+
+def test_a_slash_behind_a_file_is_an_error_as_in_docker(place: Place) -> None:
+    with pytest.raises(Internal, match="lstat /dir/file/: not a directory"):
+        stat_path(place, "/dir/file/")
+    assert stat_path(place, "/dir/sub/").name == "sub"
