@@ -205,7 +205,7 @@ def inspect_body(
         repo_digests=list(image.repo_digests),
         parent=image.parent,
         comment=document.comment or _last_comment(image),
-        created=document.created or ZERO_TIME,
+        created=document.created or (ZERO_TIME if version < (1, 44) else None),
         container="" if old else None,
         container_config=ContainerConfig() if old else None,
         docker_version=document.docker_version,

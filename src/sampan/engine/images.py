@@ -22,6 +22,7 @@ from sampan.images import push as pushes
 from sampan.images import save as saving
 from sampan.images.auth import Credentials
 from sampan.images.cancel import Cancel
+from sampan.images.platform import native_platform
 from sampan.spec.engine.image import (
     DeleteItem,
     DistributionInspect,
@@ -60,12 +61,12 @@ async def resolve(engine: Engine, ref: str, *, platform: str = "") -> Image:
 
 def platform_warnings(engine: Engine, image: Image, platform: str) -> list[str]:
     """An image for another processor may still run (binfmt), so it is a warning."""
-    have, wanted = image.platform, engine.facts.architecture
-    if platform or not have.architecture or have.architecture == wanted:
+    have, host = image.platform, native_platform()
+    if platform or have.architecture == host.architecture:
         return []
     return [
-        f"The requested image's platform ({have}) does not match the detected host platform "
-        f"(linux/{wanted}) and no specific platform was requested"
+        f"The requested image's platform ({str(have) or 'unknown'}) does not match the detected host platform "
+        f"({host}) and no specific platform was requested"
     ]
 
 

@@ -29,7 +29,7 @@ from sampan.images import platform as platforms
 from sampan.images.cancel import Cancel
 from sampan.images.catalog import Catalog, Hold, Image
 from sampan.images.members import Found, Members
-from sampan.images.platform import host_platform
+from sampan.images.platform import native_platform
 from sampan.images.progress import Progress, silent
 from sampan.images.unpack import unpack
 from sampan.spec.image import (
@@ -159,6 +159,8 @@ def _find_docker(members: Members) -> Iterator[Found]:
     originals = _manifests_by_config(members)
     for line in lines:
         document = parse_image_document(members.small(line.config, CONFIG_LIMIT))
+        if document.os not in {"linux", ""}:
+            raise InvalidArgument(f"cannot load {document.os} image on linux")
         _check_named_by_digest(line.config, document.id)
         references = tuple(_tagged(text) for text in line.repo_tags or ())
         names = line.layers or ()
@@ -251,7 +253,7 @@ def _find_oci(members: Members, platform: str) -> Iterator[Found]:
         if reference is not None and reference not in names:
             names.append(reference)
     if not chosen:
-        wanted = platforms.parse_platform(platform) if platform else host_platform()
+        wanted = platforms.parse_platform(platform) if platform else native_platform()
         raise NotFound(f"no matching manifest for {wanted} in the archive")
     for digest, manifest in chosen.items():
         raw = members.oci_blob(manifest.config, CONFIG_LIMIT)
@@ -281,7 +283,7 @@ def _choose(members: Members, line: Descriptor, platform: str) -> Manifest | Non
             return found
         present = [d for d in found.manifests if _oci_name(d.digest) in members]
         runnable = [d for d in present if not (d.platform and d.platform.os == "unknown")]
-        wanted = platforms.parse_platform(platform) if platform else host_platform()
+        wanted = platforms.parse_platform(platform) if platform else native_platform()
         try:
             line = platforms.choose(runnable, wanted)
         except NotFound:

@@ -36,7 +36,6 @@ def history_of(catalog: Catalog, image: Image) -> list[HistoryEntry]:
                 raise InvalidArgument("too many non-empty layers in History section")
             size = catalog.layer_size(chain_id)
         steps.append((step.created or "", step.created_by, step.comment, size))
-    steps += [("", "", "", catalog.layer_size(chain_id)) for chain_id in layers]
     ancestors = _ancestors(catalog, image)
     found = []
     for number, (created, created_by, comment, size) in enumerate(reversed(steps)):

@@ -7,8 +7,11 @@ v8 to v5. Sources: OCI image-spec 1.1 image-index.md "platform", GOARCH, contain
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable
+
+import msgspec
 
 from sampan.errors import InvalidArgument, NotFound
 from sampan.spec.image import Descriptor, Platform
@@ -51,6 +54,11 @@ _KNOWN_ARCHITECTURES = frozenset(
         *("ppc64", "ppc64le", "riscv64", "s390x", "wasm"),
     }
 )
+_AMD64_LEVELS = (  # of v2, v3, v4
+    frozenset(("cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3")),
+    frozenset(("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave")),
+    frozenset(("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")),
+)
 _ARM_VARIANTS = ("v8", "v7", "v6", "v5")
 
 
@@ -59,6 +67,25 @@ def host_platform(machine: str = "") -> Platform:
     machine = machine or os.uname().machine
     architecture, variant = _ARCHITECTURES.get(machine, (machine, ""))
     return Platform(os="linux", architecture=architecture, variant=variant)
+
+
+@functools.cache
+def native_platform() -> Platform:
+    """The same with what an amd64 can do beyond the first: `v2` to `v4` (x86-64 psABI, "Microarchitecture levels")."""
+    host = host_platform()
+    if host.architecture != "amd64":
+        return host
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        line = next((line for line in file if line.startswith("flags")), "")
+    return msgspec.structs.replace(host, variant=amd64_level(frozenset(line.split())))
+
+
+def amd64_level(flags: frozenset[str]) -> str:
+    """The level of a processor by the kernel's names of its abilities; "" for the first."""
+    level = 1
+    while level < 4 and _AMD64_LEVELS[level - 1] <= flags:
+        level += 1
+    return f"v{level}" if level > 1 else ""
 
 
 def parse_platform(text: str) -> Platform:

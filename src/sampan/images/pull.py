@@ -27,7 +27,7 @@ from sampan.images.download import DamagedPartial, Downloads, Follower
 from sampan.images.endpoints import RegistryConfig
 from sampan.images.faults import as_failure
 from sampan.images.flights import Flights
-from sampan.images.platform import host_platform, parse_platform
+from sampan.images.platform import native_platform, parse_platform
 from sampan.images.progress import Meter, Progress, line, message, short, silent
 from sampan.images.registry import Fetched, Registry, Repository
 from sampan.images.transport import ConnectionFailed, Response
@@ -138,7 +138,7 @@ class Puller:
                 return fetched.digest, found
             entry = platforms.choose(
                 (e for e in found.manifests if not (e.platform and e.platform.os == "unknown")),
-                wanted or host_platform(),
+                wanted or native_platform(),
             )
             found = self._below(repository, found, entry)
         raise InvalidArgument("invalid index: indexes are nested too deep")
@@ -166,7 +166,7 @@ class Puller:
         if not self.catalog.blobs.has(entry.target.digest):
             return None  # put aside since, as damaged
         image = self.catalog.get(entry.image_id)
-        if not platforms.matches(wanted or host_platform(), image.platform):
+        if not platforms.matches(wanted or native_platform(), image.platform):
             return None
         return self.catalog.manifest(entry.target.digest)
 

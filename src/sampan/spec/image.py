@@ -218,7 +218,7 @@ class _ConfigBody(msgspec.Struct, frozen=True, kw_only=True):
     container: str = ""
     parent: str = ""
     config: RunConfig | None = None
-    rootfs: RootFS
+    rootfs: RootFS | None = None
     history: tuple[History, ...] | None = None
 
 
@@ -258,6 +258,7 @@ _decode_probe = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _decode_manifest = msgspec.json.Decoder(_ManifestBody)
 _decode_index = msgspec.json.Decoder(_IndexBody)
 _decode_config = msgspec.json.Decoder(_ConfigBody)
+_decode_object = msgspec.json.Decoder(dict[str, Any])
 
 _T = TypeVar("_T")
 
@@ -297,14 +298,18 @@ def parse_image_document(raw: bytes) -> ImageDocument:
         raise InvalidArgument(
             f"image configuration is too large: {len(raw)} bytes, at most {CONFIG_LIMIT}"
         )
-    body = decode_json(_decode_config, raw, "image configuration")
+    body = _decode_document(raw)
+    if body.rootfs is None:
+        raise InvalidArgument("invalid image JSON, no RootFS key")
     if body.rootfs.type != "layers":
         raise InvalidArgument(
             f"unknown rootfs type {quoted(body.rootfs.type)} in image configuration"
         )
     diff_ids = body.rootfs.diff_ids or ()
     if len(diff_ids) > LAYER_COUNT_LIMIT:
-        raise InvalidArgument(f"too many layers: {len(diff_ids)}, at most {LAYER_COUNT_LIMIT}")
+        raise InvalidArgument(
+            "max depth exceeded", hint=f"{len(diff_ids)} layers, at most {LAYER_COUNT_LIMIT}"
+        )
     for diff_id in diff_ids:
         if not is_digest(diff_id):
             raise InvalidArgument(f"invalid diff id {quoted(diff_id)} in image configuration")
@@ -331,6 +336,28 @@ def check_manifest_fits(manifest: Manifest, document: ImageDocument) -> None:
             f"invalid manifest: it has {len(manifest.layers)} layers, "
             f"its configuration {len(document.diff_ids)}"
         )
+    if sum(not line.empty_layer for line in document.history) > len(document.diff_ids):
+        raise InvalidArgument("too many non-empty layers in History section")
+
+
+def _decode_document(raw: bytes) -> _ConfigBody:
+    """Read strictly; what fails is read again as Go reads it, which Docker's oldest images count on.
+
+    There a command may be one string, and a label null.
+    """
+    try:
+        return decode_json(_decode_config, raw, "image configuration")
+    except InvalidArgument:
+        whole = decode_json(_decode_object, raw, "image configuration")
+        config = whole.get("config")
+        if not isinstance(config, dict):
+            raise
+        for key in ("Cmd", "Entrypoint"):
+            if isinstance(config.get(key), str):
+                config[key] = [config[key]]
+        if isinstance(config.get("Labels"), dict):
+            config["Labels"] = {k: "" if v is None else v for k, v in config["Labels"].items()}
+        return decode_json(_decode_config, msgspec.json.encode(whole), "image configuration")
 
 
 def decode_json(decoder: msgspec.json.Decoder[_T], raw: bytes, what: str) -> _T:

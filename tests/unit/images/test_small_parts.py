@@ -323,3 +323,16 @@ def test_what_others_may_not_read_is_hidden(tmp_path: Path) -> None:
     assert builtin.hide_secrets(str(etc), str(mask)) == 4
     hidden = {str(p.relative_to(mask)) for p in mask.rglob("*") if stat.S_ISCHR(p.lstat().st_mode)}
     assert hidden == {"shadow", "deep/key", "ssh", "closed"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [
+        ("fpu sse sse2", ""),
+        ("cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3", "v2"),
+        ("cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3 avx avx2 bmi1 bmi2 f16c fma abm movbe xsave", "v3"),
+        ("avx avx2 bmi1 bmi2 f16c fma abm movbe xsave avx512f avx512bw avx512cd avx512dq avx512vl", ""),
+    ],
+)  # fmt: skip
+def test_the_level_of_an_amd64(flags: str, level: str) -> None:
+    assert platform.amd64_level(frozenset(flags.split())) == level

@@ -131,7 +131,7 @@ ALWAYS = {
     NetworkSettings: "Bridge SandboxID SandboxKey Ports HairpinMode LinkLocalIPv6Address LinkLocalIPv6PrefixLen "
     "SecondaryIPAddresses SecondaryIPv6Addresses EndpointID Gateway GlobalIPv6Address GlobalIPv6PrefixLen IPAddress "
     "IPPrefixLen IPv6Gateway MacAddress Networks",
-    ImageInspect: "Id RepoTags RepoDigests Parent Comment Created DockerVersion Author Config Architecture Os Size "
+    ImageInspect: "Id RepoTags RepoDigests Parent Comment DockerVersion Author Config Architecture Os Size "
     "GraphDriver RootFS Metadata",
     NetworkInspect: "Name Id Created Scope Driver EnableIPv6 IPAM Internal Attachable Ingress ConfigFrom "
     "ConfigOnly Containers Options Labels",

@@ -163,3 +163,32 @@ def test_anything_is_a_document_or_a_refusal(value: Any) -> None:
         except SampanError:
             continue
         assert isinstance(found, Manifest | Index | image.ImageDocument)
+
+
+def test_configurations_of_the_oldest_images() -> None:
+    """A command that is one string, a label that is null: Go's decoder took both."""
+    raw = json.dumps(
+        {
+            "config": {"Cmd": "a b", "Entrypoint": "e", "Labels": {"l": None}},
+            "rootfs": {"type": "layers"},
+        }
+    ).encode()
+    config = parse_image_document(raw).config
+    assert (config.cmd, config.entrypoint, config.labels) == (("a b",), ("e",), {"l": ""})
+    assert parse_image_document(raw).raw == raw
+
+
+@pytest.mark.parametrize(
+    "body", ["{}", '{"rootfs":null}', '{"config":{"Cmd":5},"rootfs":{"type":"layers"}}']
+)
+def test_what_is_no_image_is_refused(body: str) -> None:
+    with pytest.raises(InvalidArgument):
+        parse_image_document(body.encode())
+
+
+def test_a_history_of_more_layers_than_there_are_is_refused() -> None:
+    raw = json.dumps({"rootfs": {"type": "layers", "diff_ids": [D]}, "history": [{}, {}]}).encode()
+    with pytest.raises(InvalidArgument, match="too many non-empty layers in History section"):
+        image.check_manifest_fits(
+            parse_manifest(manifest(layers=[LAYER])), parse_image_document(raw)
+        )

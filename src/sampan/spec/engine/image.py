@@ -45,7 +45,7 @@ class ImageInspect(Body, frozen=True, kw_only=True, rename=names(root_fs="RootFS
     repo_digests: list[str] = sent(list)
     parent: str = sent(str)
     comment: str = sent(str)
-    created: str = sent(str)
+    created: str | None = None  # the zero time for API < 1.44 where the image does not say
     container: str | None = None  # API < 1.45
     container_config: ContainerConfig | None = None  # API < 1.45
     docker_version: str = sent(str)
