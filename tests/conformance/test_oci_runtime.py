@@ -774,7 +774,7 @@ def test_what_starts_in_the_container_has_no_more_rights_than_its_program(oci: R
     """A startContainer hook is a program of the image."""
 
     def change(spec: dict[str, Any]) -> None:
-        hook = "echo $ONE > /seen; grep -E 'CapEff|CapBnd' /proc/self/status >> /seen"
+        hook = "echo $ONE > /seen; grep -E 'CapEff|CapBnd' /proc/self/status >> /seen; ls /proc/self/fd | wc -l >> /seen"
         spec["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]}
         spec["process"]["env"].append("ONE=two")
         spec["process"]["capabilities"] = {
@@ -785,8 +785,9 @@ def test_what_starts_in_the_container_has_no_more_rights_than_its_program(oci: R
 
     bundle = oci.bundle(change, args=["true"])
     assert oci.run(bundle).returncode == 0
-    variable, *sets = (bundle / "rootfs/seen").read_text().split("\n")[:3]
+    variable, *sets, descriptors = (bundle / "rootfs/seen").read_text().split("\n")[:4]
     assert variable == "two"
+    assert descriptors == "4"  # three and the directory that is listed
     assert {line.split()[1] for line in sets} == {"0000000000000000", "0000000000000020"}
 
 

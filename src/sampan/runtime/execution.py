@@ -176,6 +176,7 @@ def prepare(stage: Stage, argv: list[str], environ: list[str]) -> Any:
 
 def execute(stage: Stage, prepared: Any) -> NoReturn:
     try:
+        springboard.let_report(stage)
         run_prepared(prepared)
     except OSError as error:
         number, text = describe_error(error)

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import posix
 
-from sampan.linux.syscalls import memfd
+from sampan.linux import constants as c
+from sampan.linux.syscalls import fcntl, memfd
 
 from .elf import static_elf
 
@@ -82,9 +83,14 @@ def prepare(stage: Stage) -> int:
         posix.close(reader)
         posix.close(writer)
         return -1
-    posix.set_inheritable(writer, True)
     stage.report_fd = writer
     return reader
+
+
+def let_report(stage: Stage) -> None:
+    """Right before the execve: a startContainer hook must not inherit the pipe. One of CALLS, for there is a filter."""
+    if stage.report_fd >= 0:
+        fcntl(stage.report_fd, c.F_SETFD, 0)
 
 
 def outcome(reader: int) -> int:
