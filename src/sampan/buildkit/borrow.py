@@ -15,14 +15,15 @@ from urllib.parse import quote_plus, urlsplit
 
 from sampan.build.client import Auth, Wanted
 from sampan.build.context import Context, new_directory
-from sampan.build.request import Export
-from sampan.buildkit import filesync
-from sampan.buildkit.contexts import Contexts
+from sampan.build.request import CacheOption, Export
+from sampan.buildkit import caches, filesync
+from sampan.buildkit.contexts import Contexts, KeptContext
 from sampan.buildkit.faults import Code, GrpcError
 from sampan.buildkit.link import Stream
 from sampan.buildkit.messages import Bytes
 from sampan.buildkit.session import DIFF_COPY, FORWARD_AGENT, SEND, UPLOAD, Session
 from sampan.buildkit.wire import decode, encode
+from sampan.engine.pipes import ByteInlet
 from sampan.errors import NotFound
 from sampan.storage.tree import remove_tree
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sampan.build.service import Made
     from sampan.engine.context import Engine
 
+CACHE_FROM = "cache-from-"  # before the number of a --cache-from that lies with the client
 DOCKER_IO, DOCKER_IO_REGISTRY = "docker.io", "registry-1.docker.io"
 PIECE = 32 << 10
 
@@ -64,11 +66,18 @@ class Borrowed:
         self._contexts = contexts
         self._undo = AsyncExitStack()
         self._agents: dict[str, str] = {}
+        self.cache_from: tuple[CacheOption, ...] = ()  # of the build, once it is known
+        self.answers: dict[str, str] = {}  # for the client, beside what exporters say
 
     async def directory(
         self, name: str, wanted: Wanted, progress: Callable[[int], None]
     ) -> Context:
         """A directory of the client's disk, copied into one of ours."""
+        if name.startswith(CACHE_FROM):
+            option = self.cache_from[int(name.removeprefix(CACHE_FROM))]
+            context = await self._new()
+            await caches.fetch(self._session, option, context, self._engine.run_blocking)
+            return context
         key = (
             "\0".join((self._session.shared_key, name, *wanted.follow))
             if self._session.shared_key
@@ -97,7 +106,7 @@ class Borrowed:
         context.whole, context.entries, context.bytes = True, receiver.entries, receiver.bytes
         return context
 
-    async def _new(self) -> Context:
+    async def _new(self) -> KeptContext:
         context = await self._engine.run_blocking(self._contexts.take, "")
         self._undo.push_async_callback(self._engine.run_blocking, context.close)
         return context
@@ -201,6 +210,9 @@ class Borrowed:
 
     async def send_file(self, export: Export, chunks: AsyncIterator[bytes]) -> None:
         """An archive, for the client to keep."""
+        if export.type == "cache":
+            await self._give_cache(export.attrs.get("dest", ""), chunks)
+            return
         stream = self._session.open(SEND, _exporter(export))
         try:
             async for chunk in chunks:
@@ -212,6 +224,22 @@ class Borrowed:
         except BaseException:
             stream.cancel()
             raise
+
+    async def _give_cache(self, directory: str, chunks: AsyncIterator[bytes]) -> None:
+        layout = await self._new()
+        inlet = ByteInlet()
+        unpacking = asyncio.ensure_future(
+            self._engine.run_blocking(layout.receive, inlet, "Dockerfile")
+        )
+        try:
+            async for chunk in chunks:
+                await inlet.feed(chunk)
+            inlet.finish()
+            await unpacking
+        finally:
+            inlet.close()
+            await asyncio.wait((unpacking,))
+        self.answers[caches.MANIFEST] = await caches.give(self._session, directory, layout)
 
     async def send_directory(self, export: Export, roots: dict[str, int]) -> None:
         """Root filesystems, as files of the client's."""

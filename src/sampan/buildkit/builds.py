@@ -35,8 +35,8 @@ from sampan.buildkit.messages import (
 )
 
 if TYPE_CHECKING:
-    from sampan.build.client import Client
     from sampan.build.service import Made
+    from sampan.buildkit.borrow import Borrowed
     from sampan.buildkit.session import Session
 
 ARRIVAL_SECONDS = 3
@@ -56,7 +56,7 @@ class Build:
     def __init__(self, ref: str) -> None:
         self.ref = ref
         self.record = HistoryRecord(ref=ref, created_at=timestamp(time.time_ns()))
-        self.client: Client | None = None  # from when its session is there
+        self.client: Borrowed | None = None  # from when its session is there
         self.session: Session | None = None
         self.request = SolveRequest()
         self.sources: dict[str, bytes] = {}  # Dockerfiles by name, for warnings

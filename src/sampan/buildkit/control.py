@@ -127,7 +127,8 @@ class Control:
                 return {}
             try:
                 exports = exports_of(build.request)
-                return await export(self.builder, made, exports, client, build.tell)
+                response = await export(self.builder, made, exports, client, build.tell)
+                return response | client.answers
             except Exception as error:
                 raise as_grpc(error, build) from error
 
@@ -150,6 +151,7 @@ class Control:
         assert build.client is not None and build.session is not None
         try:
             request = await self._with_layouts(build.session, request)
+            build.client.cache_from = request.cache_from
             made = await make(self.builder, request, build.client, build.tell)
         except Exception as error:
             raise as_grpc(error, build) from error
@@ -166,11 +168,6 @@ class Control:
                 Code.UNIMPLEMENTED,
             )
         cache = request.cache or m.CacheOptions()
-        for each in cache.exports:
-            if each.type != "inline":
-                raise GrpcError(
-                    f"cache export to {each.type} is not served: the cache stays in this engine"
-                )
         call = attrs.get("requestid", "")
         if call not in CALLS:  # a client that is told so may try another way
             raise GrpcError(f"unsupported request {call}", Code.UNKNOWN, [subrequest_detail(call)])

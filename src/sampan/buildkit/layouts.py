@@ -1,10 +1,10 @@
 """Images that a client has as an OCI layout on its disk: `--build-context NAME=oci-layout://DIRECTORY`.
 
     context:NAME = oci-layout://STORE[:TAG]@DIGEST        the client offers the layout's blobs as a store of that name
-    Content.Read(digest) over the session ──► the image's blobs as an archive ──► images/archive.py ──► an image here
+    content.py, over the session ──► the image's blobs as an archive ──► images/archive.py ──► an image here
 
 The image has no name and stays in the engine's store until it is pruned, as one that was loaded without a name.
-Source: moby/buildkit, session/content/; containerd, api/services/content/v1.
+Source: moby/buildkit, client/solve.go and source/containerimage/.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sampan.buildkit.faults import Code, GrpcError
-from sampan.buildkit.messages import ReadContentRequest, ReadContentResponse
+from sampan.buildkit.content import ContentStore
 from sampan.buildkit.session import Session
-from sampan.buildkit.wire import decode, encode
 from sampan.engine.pipes import ByteInlet
 from sampan.errors import NotFound
 from sampan.images import archive
@@ -31,9 +29,6 @@ if TYPE_CHECKING:
     from sampan.engine.context import Engine
 
 SCHEME = "oci-layout://"
-READ = "/containerd.services.content.v1.Content/Read"
-STORE_HEADER = "buildkit-attachable-store-id"
-MAX_DOCUMENT = 4 << 20
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -42,7 +37,9 @@ async def load(engine: Engine, session: Session, source: str, platform: str) -> 
     name, _, digest = source.removeprefix(SCHEME).partition("@")
     store = name.partition(":")[0]  # a tag behind it says how the client found the digest
     inlet = ByteInlet()
-    feeding = asyncio.ensure_future(_feed(inlet, _Store(session, store), digest, platform))
+    feeding = asyncio.ensure_future(
+        _feed(inlet, ContentStore(session, f"oci:{store}"), digest, platform)
+    )
     try:
         images = await engine.run_blocking(archive.load, engine.catalog, inlet, quiet=True)
         await feeding
@@ -53,7 +50,7 @@ async def load(engine: Engine, session: Session, source: str, platform: str) -> 
     return images[0].id
 
 
-async def _feed(inlet: ByteInlet, store: _Store, digest: str, platform: str) -> None:
+async def _feed(inlet: ByteInlet, store: ContentStore, digest: str, platform: str) -> None:
     try:
         async for piece in _archive(store, digest, platform):
             await inlet.feed(piece)
@@ -66,7 +63,7 @@ async def _feed(inlet: ByteInlet, store: _Store, digest: str, platform: str) -> 
         raise
 
 
-async def _archive(store: _Store, digest: str, platform: str) -> AsyncIterator[bytes]:
+async def _archive(store: ContentStore, digest: str, platform: str) -> AsyncIterator[bytes]:
     """An OCI layout as a tar that holds one platform's image."""
     manifest = parse_manifest_or_index(await store.document(digest))
     if isinstance(manifest, Index):
@@ -99,45 +96,3 @@ def _plain(descriptor: Descriptor) -> dict[str, object]:
 
 def _path(digest: str) -> str:
     return "blobs/" + digest.replace(":", "/", 1)
-
-
-class _Store:
-    """The blobs that a client offers under one name."""
-
-    def __init__(self, session: Session, name: str) -> None:
-        self._session = session
-        self._name = f"oci:{name}"
-
-    async def document(self, digest: str) -> bytes:
-        """A small blob."""
-        data = b""
-        async for piece in self._read(digest):
-            data += piece
-            if len(data) > MAX_DOCUMENT:
-                raise GrpcError(f"{digest}: more than {MAX_DOCUMENT} bytes")
-        return data
-
-    async def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
-        """A blob of just that size; whoever stores it checks the digest."""
-        left = descriptor.size
-        async for piece in self._read(descriptor.digest):
-            left -= len(piece)
-            if left < 0:
-                break
-            yield piece
-        if left:
-            raise GrpcError(f"{descriptor.digest} has another size than {descriptor.size}")
-
-    async def _read(self, digest: str) -> AsyncIterator[bytes]:
-        stream = self._session.open(READ, [(STORE_HEADER, self._name)])
-        try:
-            await stream.send(encode(ReadContentRequest(digest=digest)))
-            stream.end()
-            while (message := await stream.receive()) is not None:
-                yield decode(ReadContentResponse, message).data
-        except GrpcError as error:
-            if error.code == Code.NOT_FOUND:
-                raise NotFound(error.message) from error
-            raise
-        finally:
-            stream.cancel()

@@ -641,6 +641,20 @@ class ReadContentResponse(Message):
     data: Annotated[bytes, 2] = b""
 
 
+CONTENT_STAT, CONTENT_WRITE, CONTENT_COMMIT = range(3)
+
+
+class WriteContentRequest(Message):
+    """A step in writing a blob: what it is to be, a piece of it, or its end."""
+
+    action: Annotated[int, 1] = 0
+    ref: Annotated[str, 2] = ""
+    total: Annotated[int, 3] = 0
+    expected: Annotated[str, 4] = ""
+    offset: Annotated[int, 5] = 0
+    data: Annotated[bytes, 6] = b""
+
+
 class AgentRequest(Message):
     """Which ssh agent."""
 
