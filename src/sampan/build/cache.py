@@ -48,6 +48,7 @@ class CacheRecord(msgspec.Struct, frozen=True, kw_only=True):
     layer: LayerFact | None = None
     description: str = ""
     type: str = "regular"
+    exact: str = ""  # of an alias: the key that it stands for
     created_ns: int = 0
     used_ns: int = 0
     uses: int = 0

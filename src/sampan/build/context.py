@@ -60,9 +60,9 @@ class Context:
 
     def close(self) -> None:
         """Idempotent."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
             parent = os.open(self.path.parent, _DIRECTORY)
             try:
                 remove_tree(self.path.name, parent)

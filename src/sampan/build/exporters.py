@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sampan.build.caching import ship
 from sampan.build.client import Client
 from sampan.build.graph import digest
-from sampan.build.layout import Packer, write_layout
+from sampan.build.layout import Packer, index_of, write_layout
 from sampan.build.progress import Board, Task
 from sampan.build.request import Export
-from sampan.build.result import Built
+from sampan.build.result import Built, tag_reference
 from sampan.engine import images
 from sampan.engine.pipes import ByteOutlet
 from sampan.errors import InvalidArgument, Unsupported
-from sampan.spec.reference import Reference, parse_normalized
+from sampan.spec.reference import Reference
 from sampan.storage.pack import PackRules, archive, pack
 
 if TYPE_CHECKING:
@@ -87,8 +88,26 @@ class Exporter:
             response[IMAGE_NAME] = ",".join(_bare(name) for name in names)
         if export.flag("push"):
             for name in names:
-                response[IMAGE_DIGEST] = await self._push(name, task)
+                several = len(self.results) > 1
+                pushed = await (
+                    self._push_index(name, export) if several else self._push(name, task)
+                )
+                response[IMAGE_DIGEST] = pushed
+                task.count(f"pushing {name}", done=True)
         return response
+
+    async def _push_index(self, name: Reference, export: Export) -> str:
+        """All platforms under one name: an index of their manifests."""
+        blocking = self.engine.run_blocking
+        compression = export.attrs.get("compression", "gzip")
+        with Packer(self.engine.catalog, compression=compression, oci=True) as packer:
+            packed = [await blocking(packer.pack, built) for built in self.results]
+            index = index_of(packed)
+            manifests = [each.blobs[0] for each in packed]
+            blobs = [blob for each in packed for blob in each.blobs[1:]]
+            auth = await self.client.credentials(name.domain)
+            await blocking(ship, self.engine, name, auth, blobs, manifests, index)
+        return index.descriptor.digest
 
     def _own(self) -> Built:
         """The one that gets the names: for this machine, where there is one."""
@@ -117,7 +136,6 @@ class Exporter:
         await images.push(
             self.engine, name.familiar_name, tag=name.tag, auth=with_auth, progress=tell
         )
-        task.count(f"pushing {name}", done=True)
         return found
 
     # -- archives
@@ -216,14 +234,6 @@ def names_of(export: Export) -> list[Reference]:
         for each in export.attrs.get("name", "").split(",")
         if (text := each.strip())
     ]
-
-
-def tag_reference(text: str) -> Reference:
-    """A name that an image may get. Raises InvalidArgument for one with a digest."""
-    reference = parse_normalized(text)
-    if reference.digest:
-        raise InvalidArgument("build tag cannot contain a digest")
-    return reference.with_default_tag()
 
 
 def _bare(name: Reference) -> str:

@@ -101,7 +101,7 @@ class Packer:
         """One image."""
         ids = chain_ids([layer.diff_id for layer in built.layers])
         layers = [
-            self._layer(layer.descriptor, chain_id)
+            self.layer(layer.descriptor, chain_id)
             for layer, chain_id in zip(built.layers, ids, strict=True)
         ]
         config = msgspec.structs.replace(
@@ -123,7 +123,8 @@ class Packer:
         ]
         return Packed(built, manifest, [*documents, *layers])
 
-    def _layer(self, descriptor: Descriptor, chain_id: str) -> Blob:
+    def layer(self, descriptor: Descriptor, chain_id: str) -> Blob:
+        """A layer in the form in which it leaves; each is prepared once."""
         done = self._done.get(descriptor.digest)
         if done is None:
             done = self._done[descriptor.digest] = self._prepared(descriptor, chain_id)
@@ -180,23 +181,37 @@ def write_layout(
     docker: bool = False,
 ) -> Descriptor:
     """The archive; what its index lists first: the image's manifest, or an index of all platforms."""
-    tar = TarWriter(write)
     top, extra = _top(packed)
     lines = [_named(top, name) for name in names] or [top]
+    more = {}
+    if docker:
+        more["manifest.json"] = encode([_archive_line(each, names) for each in packed])
+    blobs = [*extra, *(blob for each in packed for blob in each.blobs)]
+    write_blobs(lines, blobs, write, more)
+    return top
+
+
+def write_blobs(
+    lines: list[Descriptor],
+    blobs: list[Blob],
+    write: Callable[[bytes], object],
+    more: dict[str, bytes] | None = None,
+) -> None:
+    """An OCI layout with these lines in its index."""
+    tar = TarWriter(write)
     _file(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
     _file(tar, "index.json", make_index(tuple(lines)))
-    if docker:
-        _file(tar, "manifest.json", encode([_archive_line(each, names) for each in packed]))
+    for name, data in (more or {}).items():
+        _file(tar, name, data)
     for directory in (b"blobs/", b"blobs/sha256/"):
         tar.add(Entry(directory, DIRECTORY, mode=0o755))
     written: set[str] = set()
-    for blob in [*extra, *(blob for each in packed for blob in each.blobs)]:
+    for blob in blobs:
         if blob.descriptor.digest not in written:
             written.add(blob.descriptor.digest)
             path = _blob_name(blob.descriptor.digest).encode()
             tar.add(Entry(path, FILE, mode=0o644, size=blob.descriptor.size), blob.chunks())
     tar.close()
-    return top
 
 
 def _top(packed: list[Packed]) -> tuple[Descriptor, list[Blob]]:

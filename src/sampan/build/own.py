@@ -149,13 +149,15 @@ class OwnClient:
         return None
 
     async def close(self) -> None:
-        for relay in self._relays:
+        relays, self._relays = self._relays, []
+        for relay in relays:
             await relay.close()
-        for part in self._parts.values():
+        parts, self._parts = self._parts, {}
+        for part in parts.values():
             os.close(part.fd)
-        self._parts.clear()
-        if self._top is not None:
-            self._builder.dispose(self._top)
+        top, self._top = self._top, None
+        if top is not None:
+            self._builder.dispose(top)
 
 
 class _Relay:

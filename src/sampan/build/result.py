@@ -8,12 +8,16 @@ layers make the same image again. Source: BuildKit's image exporter, whose image
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from sampan.build.graph import Outcome
 from sampan.build.stack import Stack
+from sampan.errors import InvalidArgument
 from sampan.images.assemble import NewLayer, Parts, make
 from sampan.spec.image import History, ImageDocument, Manifest, Platform
+from sampan.spec.reference import Reference, parse_normalized
 
 EXPORTER_COMMENT = "buildkit.exporter.image.v0"
 NEVER = "0001-01-01T00:00:00Z"
@@ -29,13 +33,19 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     chain_id: str
 
 
-def image_of(outcome: Outcome, stack: Stack, platform: Platform, epoch: str = "") -> Built:
+def image_of(
+    outcome: Outcome,
+    stack: Stack,
+    platform: Platform,
+    epoch: str = "",
+    notes: dict[str, Any] | None = None,
+) -> Built:
     """The documents of an image."""
     history = _dated(outcome.history, stack)
     created = epoch or next((h.created for h in reversed(history) if h.created), NEVER)
     parts = Parts(
         config=outcome.config, layers=stack.layers, history=history, created=created,
-        author=outcome.author, platform=platform,
+        author=outcome.author, platform=platform, notes=notes or {},
     )  # fmt: skip
     manifest, document = make(parts)
     return Built(
@@ -78,3 +88,11 @@ def _filled(entries: list[History]) -> list[History]:
             missing = True
             filled.append(msgspec.structs.replace(entry, created=created))
     return filled
+
+
+def tag_reference(text: str) -> Reference:
+    """A name that an image may get. Raises InvalidArgument for one with a digest."""
+    reference = parse_normalized(text)
+    if reference.digest:
+        raise InvalidArgument("build tag cannot contain a digest")
+    return reference.with_default_tag()

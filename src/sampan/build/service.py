@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sampan.build import caching, sharing
+from sampan.build.cache import CacheRecord
 from sampan.build.client import Client
 from sampan.build.exporters import Exporter, Response
 from sampan.build.frontend import Frontend, Planned, Source
@@ -21,6 +23,7 @@ from sampan.build.progress import Board, Sink
 from sampan.build.request import BuildRequest, Export
 from sampan.build.result import Built, image_of
 from sampan.build.solve import Solver
+from sampan.build.stack import Stack
 from sampan.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ class Made:
         self.plans: tuple[Planned, ...] = ()
         self.results: tuple[Built, ...] = ()
         self.answer: dict[str, bytes] = {}  # of a call: result.json, result.txt
+        self.used: dict[str, CacheRecord] = {}  # what may be given away as a cache
         self._held = held
 
     @property
@@ -88,7 +92,9 @@ async def make(builder: Builder, request: BuildRequest, client: Client, sink: Si
                 keep_failed=request.keep_failed,
             )  # fmt: skip
             undo.push_async_callback(solver.close)
-            made.results = await solve(solver, made.plans)
+            solver.imports = await caching.load(builder, client, board, request.cache_from)
+            made.results = await solve(solver, made.plans, with_notes=_is_inline(request))
+            made.used = solver.used
         except Exception as error:
             if frontend.source is not None:
                 error.source = frontend.source  # type: ignore[attr-defined]
@@ -110,12 +116,31 @@ async def _answer(frontend: Frontend, call: str) -> dict[str, bytes]:
     return await questions[call]()
 
 
-async def solve(solver: Solver, plans: Sequence[Planned]) -> tuple[Built, ...]:
+def _is_inline(request: BuildRequest) -> bool:
+    """Whether the image is to say by which keys its layers can be found again."""
+    asked = any(option.type == "inline" for option in request.cache_to)
+    return asked or request.args.get("BUILDKIT_INLINE_CACHE") in ("1", "true")
+
+
+def _notes(solver: Solver, stack: Stack) -> dict[str, Any]:
+    diff_ids = tuple(layer.diff_id for layer in stack.layers)
+    return {sharing.INLINE: sharing.inline(solver.used, diff_ids)}
+
+
+async def solve(
+    solver: Solver, plans: Sequence[Planned], *, with_notes: bool = False
+) -> tuple[Built, ...]:
     """All platforms at once."""
     tasks = [solver.start(planned.outcome.operation) for planned in plans]
     stacks = await asyncio.gather(*tasks)
     return tuple(
-        image_of(planned.outcome, stack, planned.platform, planned.epoch)
+        image_of(
+            planned.outcome,
+            stack,
+            planned.platform,
+            planned.epoch,
+            _notes(solver, stack) if with_notes else None,
+        )
         for planned, stack in zip(plans, stacks, strict=True)
     )
 
@@ -128,6 +153,9 @@ async def export(
     response: Response = {}
     for each in exports:
         response |= await exporter.run(each)
+    await caching.save(
+        builder, client, exporter.board, made.request.cache_to, made.used, made.results
+    )
     return response
 
 

@@ -12,13 +12,14 @@ its layer is made once and laid onto whatever is below (`_laid`).
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from sampan.build import files
-from sampan.build.cache import BuildCache, CacheRecord
+from sampan.build import caching, files
+from sampan.build.cache import BuildCache, CacheRecord, LayerFact
 from sampan.build.failures import SourceMissing
 from sampan.build.graph import (
     ContextSource,
@@ -41,17 +42,23 @@ from sampan.build.graph import (
 from sampan.build.inputs import MADE, Inputs, made_of
 from sampan.build.ops import Performer
 from sampan.build.progress import Board, Task
+from sampan.build.sharing import Found
 from sampan.build.stack import Stack, chained
+from sampan.errors import SampanError
 from sampan.images import unpack
 from sampan.images.assemble import NewLayer, parts_of
 from sampan.spec.engine.container import HostConfig
 from sampan.spec.image import OCI_LAYER, Descriptor
+from sampan.storage.snapshots import apply_layer
 from sampan.storage.streams import ChunkReader
 from sampan.units import rfc3339nano
 
 if TYPE_CHECKING:
     from sampan.build.builder import Builder
     from sampan.engine.context import Engine
+
+
+log = logging.getLogger("sampan.build")
 
 
 class Solver:
@@ -72,6 +79,8 @@ class Solver:
         self.inputs = inputs
         self.board = board
         self.pins = ExitStack()
+        self.imports: dict[str, Found] = {}  # what --cache-from brought
+        self.used: dict[str, CacheRecord] = {}  # every record that this build met, for --cache-to
         self._performer = Performer(self, host, keep_failed=keep_failed)
         self._tasks: dict[Operation, asyncio.Task[Stack]] = {}
         self._vertices: dict[Operation, Task] = {}
@@ -180,9 +189,37 @@ class Solver:
                 return found
             record = await self._performer.perform(operation, parent, stacks, landing)
             self.cache.put(key, record)
+        self.used[key] = record
         if quick and quick != key:
             self._alias(quick, key)
         return self._stack_of(record, parent)
+
+    async def _imported(self, key: str, operation: Step, parent: Stack) -> CacheRecord | None:
+        """A layer from a cache that was brought along; None where it cannot be had after all."""
+        found = self.imports[key]
+        shared = found.record
+        chain_id = chained(parent.chain_id, shared.diff_id)
+        try:
+            async with self.builder.steps.hold(chain_id):
+                self.pins.enter_context(self.cache.pinned(chain_id))
+                if not self.engine.snapshots.exists(chain_id):
+                    self.vertex(operation).start()
+                    await self.engine.run_blocking(self._unpack, found, chain_id, parent.chain_id)
+        except SampanError as error:
+            log.warning("layer %s of an imported cache: %s", shared.diff_id, error)
+            return None
+        record = CacheRecord(
+            chain_id=chain_id, parent=parent.chain_id, description=shared.description,
+            layer=LayerFact(diff_id=shared.diff_id, size=shared.size), created_ns=shared.created_ns,
+            bytes=self.engine.snapshots.usage(chain_id).bytes,
+        )  # fmt: skip
+        self.cache.put(key, record)
+        return record
+
+    def _unpack(self, found: Found, chain_id: str, parent: str) -> None:
+        apply_layer(
+            self.engine.snapshots, chain_id, parent or None, caching.plain(found), diff_id=found.record.diff_id
+        )  # fmt: skip
 
     async def _landing(self, operation: Step, parent: Stack) -> files.Landing | None:
         """What a COPY --link, which stands on nothing, has to know of what is below it."""
@@ -200,8 +237,11 @@ class Solver:
 
     async def _cached(self, key: str, operation: Step, parent: Stack) -> Stack | None:
         record = self.cache.get(key)
+        if record is None and key in self.imports:
+            record = await self._imported(key, operation, parent)
         if record is None:
             return None
+        self.used[record.exact or key] = record
         with self.cache.pinned(record.chain_id):
             if isinstance(operation, Copy) and operation.link:
                 record = await self._laid(key, record, parent)
@@ -247,7 +287,7 @@ class Solver:
     def _alias(self, quick: str, key: str) -> None:
         record = self.cache.get(key)
         if record is not None:
-            self.cache.put(quick, msgspec.structs.replace(record, type="alias"))
+            self.cache.put(quick, msgspec.structs.replace(record, type="alias", exact=key))
 
     # -- keys
 

@@ -18,7 +18,6 @@ import msgspec
 from sampan.build.builder import Builder
 from sampan.build.client import CONTEXT, Auth, Wanted
 from sampan.build.context import Context, dockerfile_name
-from sampan.build.exporters import tag_reference
 from sampan.build.failures import classic_words
 from sampan.build.frontend import Frontend, Planned
 from sampan.build.graph import Copy, Line, Operation, Run, Workdir
@@ -26,7 +25,7 @@ from sampan.build.graph import Image as BaseImage
 from sampan.build.instructions import Program
 from sampan.build.progress import Board, Event, Vertex, VertexLog
 from sampan.build.request import BuildRequest, Export
-from sampan.build.result import image_of
+from sampan.build.result import image_of, tag_reference
 from sampan.build.solve import Solver
 from sampan.build.stack import Stack
 from sampan.errors import InvalidArgument, NotFound, SampanError, Unsupported

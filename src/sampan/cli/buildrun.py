@@ -40,10 +40,13 @@ def run(session: Session, options: Options) -> int:
     exports = [] if call != "build" else _exports(options)
     order = _order(session, options, call, exports)
     files = _Files(options, order["attributes"])
+    for number, cache in enumerate(order["cache_from"]):
+        if cache["type"] == "local" and os.path.isdir(cache["attrs"].get("src", "")):
+            files.caches[number] = os.path.realpath(cache["attrs"]["src"])
     if call == "build":
         files.paths = _paths(session, order, files)
     log = _log(options, call)
-    outputs = _Outputs(exports)
+    outputs = _Outputs(exports, order["cache_to"])
     reply = session.client.call(
         "POST",
         "/build/run",
@@ -292,8 +295,12 @@ def _export(text: str, names: str) -> dict[str, Any]:
 class _Outputs:
     """Where the pieces of exports go: a file, standard output, or a directory by way of a tar."""
 
-    def __init__(self, exports: list[dict[str, Any]]) -> None:
-        self._exports = exports
+    def __init__(self, exports: list[dict[str, Any]], caches: list[dict[str, Any]]) -> None:
+        self._exports = list(exports)
+        for cache in caches:  # a local cache is written as a directory's export is
+            if cache["type"] == "local":
+                cache["attrs"]["id"] = str(len(self._exports))
+                self._exports.append({"type": "local", "attrs": cache["attrs"]})
         self._files: dict[int, Any] = {}
         for export in exports:
             export_dest = export.pop("dest", None)
@@ -351,6 +358,7 @@ class _Files:
         self.dockerfile = b""
         self.name = "Dockerfile"
         self.named: dict[str, str] = {}
+        self.caches: dict[int, str] = {}  # directories of --cache-from, by its number
         self.paths: list[str] | None = None  # only these of the context
         self._find(options, attributes)
         for text in options.list("build-context"):
@@ -430,6 +438,8 @@ class _Files:
             return
         if self.context:
             yield from _members(self.context, "context", self.patterns, self.paths)
+        for number, path in self.caches.items():
+            yield from _members(path, f"named/cache-from-{number}", [])
         for name, path in self.named.items():
             yield from _members(
                 os.path.realpath(path), f"named/{name}", read_ignore(f"{path}/.dockerignore")
