@@ -61,6 +61,9 @@ class Runtime:
         spec["root"] = {"path": str(rootfs), "readonly": True}
         spec["process"]["terminal"] = False
         spec["linux"]["resources"] = {}
+        kinds = spec["linux"]["namespaces"]
+        if {"type": "cgroup"} not in kinds:  # runc's `spec` asks for one on v2 only, and so does ours
+            kinds.append({"type": "cgroup"})
         return spec
 
     def write(self, *args: str, resources: dict[str, Any] | None = None) -> str:
