@@ -210,6 +210,32 @@ def test_an_image_from_a_layout_of_the_client_s(engine: EngineProcess, context: 
     run(engine, context, scenario)
 
 
+def test_a_cache_in_a_directory_of_the_client_s(engine: EngineProcess, context: Path) -> None:
+    (context / "Dockerfile").write_text("FROM busybox\nRUN echo step > /f\nRUN cat /f\n")
+
+    async def scenario(client: BuildClient) -> None:
+        blobs = client.stores["local:/cache"] = {}
+        attrs = {"dest": "/cache", "mode": "max"}
+        options = m.CacheOptions(exports=[m.CacheEntry(type="local", attrs=attrs)])
+        request = client.request(frontend=FRONTEND, frontend_attrs={"no-cache": ""}, cache=options)
+        answer = (await client.solve(request)).exporter_response
+        top = json.loads(answer["cache.manifest"])
+        assert len(blobs[top["digest"]]) == top["size"]
+        assert len(blobs) >= 3
+        again = client.request(frontend=FRONTEND, cache=options)  # the client has all blobs
+        await client.solve(again)
+        engine.docker("builder", "prune", "-af")
+        source = {"src": "/cache", "digest": top["digest"]}
+        options = m.CacheOptions(imports=[m.CacheEntry(type="local", attrs=source)])
+        request = client.request(frontend=FRONTEND, cache=options)
+        told = asyncio.ensure_future(client.status(request.ref))
+        await client.solve(request)
+        last = {vertex.name: vertex.cached for vertex in (await told).vertexes}
+        assert [cached for name, cached in last.items() if " RUN " in name] == [True, True]
+
+    run(engine, context, scenario)
+
+
 def test_an_agent_is_forwarded(engine: EngineProcess, context: Path) -> None:
     """The step sees a socket; whoever connects to it talks to the client's agent."""
     (context / "Dockerfile").write_text(

@@ -7,6 +7,7 @@ own client in tests/root/test_buildkit.py.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import secrets
 import socket
@@ -27,7 +28,7 @@ SERVED = (
     "/moby.filesync.v1.FileSync/DiffCopy", "/moby.filesync.v1.FileSend/DiffCopy",
     "/moby.buildkit.secrets.v1.Secrets/GetSecret", "/moby.filesync.v1.Auth/Credentials",
     "/moby.sshforward.v1.SSH/CheckAgent", "/moby.sshforward.v1.SSH/ForwardAgent",
-    "/containerd.services.content.v1.Content/Read",
+    "/containerd.services.content.v1.Content/Read", "/containerd.services.content.v1.Content/Write",
 )  # fmt: skip
 M = TypeVar("M", bound=Message)
 
@@ -95,6 +96,7 @@ class BuildClient:
                 SERVED[4]: one(m.AgentRequest, self._check_agent),
                 SERVED[5]: self._forward,
                 SERVED[6]: self._read_content,
+                SERVED[7]: self._write_content,
             }
         )
 
@@ -153,6 +155,22 @@ class BuildClient:
         for at in range(0, len(data), 1000):
             piece = m.ReadContentResponse(offset=at, data=data[at : at + 1000])
             await stream.send(encode(piece))
+
+    async def _write_content(self, stream: Stream) -> None:
+        """As containerd's server takes it: a step, a receipt; a blob that is there is refused."""
+        blobs = self.stores[stream.first("buildkit-attachable-store-id")]
+        data = b""
+        while (message := await stream.receive()) is not None:
+            step = decode(m.WriteContentRequest, message)
+            if step.expected in blobs:
+                raise GrpcError(f"content {step.expected}: already exists", Code.ALREADY_EXISTS)
+            assert step.offset == len(data)
+            data += step.data
+            if step.action == m.CONTENT_COMMIT:
+                assert len(data) == step.total
+                assert step.expected == "sha256:" + hashlib.sha256(data).hexdigest()
+                blobs[step.expected] = data
+            await stream.send(encode(m.Empty()))
 
     # --- what we ask
 
