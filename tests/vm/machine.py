@@ -38,7 +38,7 @@ DISK_MODULES = ("virtio_pci", "virtio_blk")
 GUEST_MODULES = (
     "overlay", "loop", "erofs", "fuse", "veth", "bridge", "dummy", "nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat",
     "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6", "nft_reject_inet",
-    "xt_MASQUERADE", "iptable_nat",
+    "xt_MASQUERADE", "iptable_nat", "nft_meta_bridge", "ipvlan", "macvlan", "8021q",
 )  # fmt: skip
 PROGRAMS = (
     "busybox", "systemctl", "tar", "nft", "ip", "crun", "runc", "docker", "newuidmap", "newgidmap",

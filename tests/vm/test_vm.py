@@ -22,8 +22,9 @@ GUEST_TESTS = {
     "tests/contract/test_cgroup_systemd.py": 3,
     "tests/contract/test_cgroup_engine.py": 7,
     "tests/root/test_netlink.py": 3,  # this kernel is older than most hosts': nf_tables answers differ
+    "tests/root/test_network_links.py": 6,  # ipvlan, VLANs: links that this kernel has and few others
 }
-LIMIT = 240.0
+LIMIT = 300.0
 
 
 @pytest.fixture(scope="module")

@@ -266,7 +266,7 @@ class NetworkManager:
             self.firewall.apply()
         except OSError as error:
             raise Internal(
-                f"cannot limit where the container connects: {error.strerror}",
+                f"cannot limit where the container connects: {error.strerror}: {error.filename}",
                 hint="this needs nf_tables with the bridge family and sets of ranges (Linux 5.7)",
             ) from error
 
