@@ -68,7 +68,7 @@ class EngineProcess:
     def _wait_for_socket(self) -> None:
         import socket
 
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120  # an emulated machine on a busy host needs more than 20
         while time.monotonic() < end:
             assert self.process is not None
             if self.process.poll() is not None:
@@ -79,7 +79,7 @@ class EngineProcess:
                 return
             except OSError:
                 time.sleep(0.02)
-        raise AssertionError(f"no engine on {self.socket} after 20 s:\n{self.log_tail()}")
+        raise AssertionError(f"no engine on {self.socket} after 120 s:\n{self.log_tail()}")
 
     def log_tail(self) -> str:
         return (self.base / "log").read_text(errors="replace")[-4000:]
