@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 READABLE = ("json-file", "local")
 FIRST_WORDS_S = 0.25
+SMALL = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +71,21 @@ class LogStream:
                 await self._let_it_speak()
             # Whether it still runs is asked before the last read, so that nothing is missed.
             running = self._is_live()
-            reader, runs = await self._in_thread(self._open, path)
+            reader, runs, is_all = await self._in_thread(self._open, path)
             while not self._closed:
-                while runs:
+                if runs:
                     yield presenter.present(runs)
-                    runs = await self._in_thread(reader.read)
+                while not is_all:
+                    runs, is_all = await self._in_thread(_take, reader)
+                    if runs:
+                        yield presenter.present(runs)
                 if not options.follow or not running or reader.ended:
                     return
                 if self._is_live():  # its end may have come during the read: then read once more
                     await self._changed()
                 running = self._is_live()
                 self._wake.clear()
-                runs = await self._in_thread(reader.read)
+                runs, is_all = await self._in_thread(_take, reader)
         finally:
             if token is not None:
                 engine.log_watch.remove(token)
@@ -121,7 +125,7 @@ class LogStream:
             if exit_seen in container.exit_waiters:
                 container.exit_waiters.remove(exit_seen)
 
-    def _open(self, path: str) -> tuple[LogReader, list[Run]]:
+    def _open(self, path: str) -> tuple[LogReader, list[Run], bool]:
         """The reader, and the first that it read: one turn of a thread serves most requests."""
         options = self._options
         wanted = (("stdout", options.stdout), ("stderr", options.stderr))
@@ -133,7 +137,7 @@ class LogStream:
             until_ns=options.until_ns or 0,
             streams=tuple(name for name, is_wanted in wanted if is_wanted),
         )
-        return reader, reader.read()
+        return reader, *_take(reader)
 
     async def _changed(self) -> None:
         """More was written, or the container ended, or `until` has come."""
@@ -160,6 +164,15 @@ class LogStream:
     async def aclose(self) -> None:
         self._closed = True
         self._wake.set()
+
+
+def _take(reader: LogReader) -> tuple[list[Run], bool]:
+    """Blocking: what comes next, and whether that was all. Two reads tell it for most logs in one turn."""
+    runs = reader.read()
+    if not runs or sum(len(run.data) for run in runs) > SMALL:
+        return runs, not runs
+    more = reader.read()
+    return runs + more, not more
 
 
 async def logs(engine: Engine, ref: str, options: LogsOptions) -> LogStream:

@@ -124,7 +124,7 @@ class LogReader:
     def _search_backwards(self, fd: int, wanted: int) -> tuple[int, int]:
         """(offset of the record where the last `wanted` lines begin, how many lines are still missing before it)."""
         end = posix.fstat(fd).st_size
-        step = 16 * 1024
+        step = min(16 * 1024, 256 * (wanted + 1))  # most lines are short
         if wanted == 0:
             return _whole_lines_end(fd, end), 0
         while True:
