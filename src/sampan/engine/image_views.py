@@ -213,7 +213,7 @@ def inspect_body(
         config=_config_body(config, document.config),
         architecture=document.architecture,
         variant=document.variant,
-        os=document.os,
+        os=document.os or "linux",  # as Docker takes it where an image does not say
         os_version=document.os_version,
         size=size,
         virtual_size=size if version < (1, 44) else None,

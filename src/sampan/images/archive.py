@@ -312,7 +312,7 @@ def reference_of(line: Descriptor) -> Reference | None:
 def _tagged(text: str) -> Reference:
     reference = parse_normalized(text)
     if reference.digest or not reference.tag:
-        raise InvalidArgument(f"invalid tag {quoted(text)} in manifest.json")
+        raise InvalidArgument(f"invalid tag {quoted(text)}")
     return reference
 
 
