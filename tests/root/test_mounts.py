@@ -182,6 +182,19 @@ def test_the_last_user_s_rm_v_takes_a_nameless_volume_away(engine: EngineProcess
     assert len(engine.docker("volume", "ls", "-q").stdout.split()) == len(before) - 1
 
 
+def test_volumes_that_come_and_go_with_a_container_are_told(engine: EngineProcess) -> None:
+    since = engine.docker("info", "-f", "{{.SystemTime}}").stdout.strip()
+    engine.docker("run", "--rm", "-v", "coming:/v", "-v", "/nameless", "busybox", "true")
+    engine.docker("volume", "rm", "coming")
+    until = engine.docker("info", "-f", "{{.SystemTime}}").stdout.strip()
+    form = '{{.Action}} {{if eq .Actor.ID "coming"}}named{{else}}nameless{{end}}'
+    seen = engine.docker(
+        "events", "--since", since, "--until", until, "--filter", "type=volume", "--format", form
+    ).stdout.splitlines()
+    for action in ("create", "mount", "unmount", "destroy"):
+        assert {f"{action} named", f"{action} nameless"} <= set(seen)
+
+
 def test_a_loop_device_s_file_system_is_a_volume(engine: EngineProcess, tmp_path: Path) -> None:
     """`device` is what mount(2) takes: a block device that somebody set up."""
     image = tmp_path / "disk"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sampan import ids
-from sampan.engine import images, merge, networking, validate
+from sampan.engine import images, merge, networking, validate, volumes
 from sampan.engine.mounts import collect
 from sampan.engine.records import ContainerRecord, MountRecord
 from sampan.engine.volumes import prepare_volumes, release_volumes
@@ -197,7 +197,8 @@ async def _take(engine: Engine, record: ContainerRecord) -> Container:
     try:
         async with container.lock:
             undo.callback(engine.containers.forget, container)
-            mounts = await engine.run_blocking(_take_blocking, engine, record, undo)
+            with volumes.told(engine, record.mounts):
+                mounts = await engine.run_blocking(_take_blocking, engine, record, undo)
             if mounts != record.mounts:
                 container.save_record(mounts=mounts)
             undo.pop_all()

@@ -43,7 +43,8 @@ async def add(
     async with container.lock:
         _check(container, wanted)
         with ExitStack() as undo:
-            made = await engine.run_blocking(_take, engine, container.id, wanted, undo)
+            with volumes.told(engine, tuple(wanted)):
+                made = await engine.run_blocking(_take, engine, container.id, wanted, undo)
             if container.is_running:
                 await _ask(container, "mount", made)
             container.save_record(mounts=(*container.record.mounts, *made))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sampan.engine import resources, stop, supervise
 from sampan.engine.filters import Filters, accepts_labels, check_filters, until_ns
 from sampan.engine.streams import close_pending
-from sampan.engine.volumes import release_volumes
+from sampan.engine.volumes import release_volumes, told
 from sampan.errors import Conflict, InvalidArgument, NotFound
 from sampan.images import removal
 from sampan.spec.engine.container import ContainersPruned
@@ -124,7 +124,8 @@ async def _take_away(engine: Engine, container: Container, *, volumes: bool) -> 
             f"container {container.id}: something still holds its file system",
             hint="it is tried again with the next `rm`",
         ) from None
-    await engine.run_blocking(_take_away_blocking, engine, container, volumes)
+    with told(engine, container.record.mounts):
+        await engine.run_blocking(_take_away_blocking, engine, container, volumes)
     for exec_id in tuple(container.execs):
         engine.execs.pop(exec_id, None)
     if container.shim is not None:

@@ -7,6 +7,8 @@ count that a crash leaves wrong makes a volume that nobody can remove.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -232,6 +234,20 @@ def mount_volumes(engine: Engine, record: ContainerRecord) -> tuple[MountRecord,
             mount = msgspec.structs.replace(mount, source=str(source))
         found.append(mount)
     return tuple(found)
+
+
+@contextmanager
+def told(engine: Engine, mounts: tuple[MountRecord, ...]) -> Iterator[None]:
+    """Loop thread only: which of a container's volumes came or went meanwhile is an event of each."""
+    names = dict.fromkeys(mount.name for mount in mounts if mount.type == "volume")
+    before = {name: find(engine, name) for name in names}
+    yield
+    for name, old in before.items():
+        now = find(engine, name)
+        if old is None and now is not None:
+            engine.events.tell("volume", "create", name, {"driver": now.driver})
+        elif old is not None and now is None:
+            engine.events.tell("volume", "destroy", name, {"driver": old.driver})
 
 
 def tell_mounted(engine: Engine, record: ContainerRecord) -> None:
