@@ -224,16 +224,17 @@ def integer(text: str, what: str) -> int:
 
 
 def usage(program: str, name: str = "") -> str:
-    """The text of --help."""
+    """The text of --help: runc's heading, crun's line of usage."""
     if not name:
         width = max(map(len, COMMANDS))
         rows = "".join(
             f"    {key:{width}}  {command.summary}\n" for key, command in COMMANDS.items()
         )
-        return f"Usage: {program} [OPTION...] COMMAND [OPTION...]\n\nCommands:\n{rows}\nOptions:\n{_rows(GLOBAL)}"
+        name = f"NAME:\n   {program} - Open Container Initiative runtime\n\n"
+        return f"{name}Usage: {program} [OPTION...] COMMAND [OPTION...]\n\nCommands:\n{rows}\nOptions:\n{_rows(GLOBAL)}"
     command = COMMANDS[name]
     line = f"Usage: {program} [OPTION...] {name} {command.operands}".rstrip()
-    return f"{line}\n\n{command.summary}\n\nOptions:\n{_rows({**command.flags, **HELP})}"
+    return f"NAME:\n   {program} {name} - {command.summary}\n\n{line}\n\nOptions:\n{_rows({**command.flags, **HELP})}"
 
 
 def _rows(table: FlagTable) -> str:
