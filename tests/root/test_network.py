@@ -395,3 +395,40 @@ def keepers(engine: EngineProcess) -> list[int]:
                 found.append(int(entry.name))
     assert found
     return found
+
+
+def test_a_keeper_of_another_version_is_replaced_with_all_that_it_held(
+    fresh_engine: EngineProcess, busybox_tar: Path
+) -> None:
+    """After an upgrade: the keeper that runs does not know the new daemon's messages."""
+    engine = fresh_engine.start()
+    engine.docker("import", str(busybox_tar), "busybox")
+    engine.docker("network", "create", "n")
+    port = free_port()
+    web(engine, "web", "--network", "n", "-p", f"127.0.0.1:{port}:80")
+    assert fetch("127.0.0.1", port) == "hello"
+    (old,) = keepers(engine)
+    engine.kill()
+    engine.program = ("-c", OTHER_VERSION)
+    engine.start()
+    assert fetch("127.0.0.1", port) == "hello"
+    (new,) = keepers(engine)
+    assert new != old
+    engine.docker("run", "--rm", "--network", "n", "busybox", "nslookup", "web", "127.0.0.11")
+    engine.docker("rm", "-f", "web")
+    engine.docker("network", "rm", "n")
+
+
+# A daemon that expects the next version of the messages, until it has started a keeper of its own.
+OTHER_VERSION = """
+import sys
+from sampan import daemon
+from sampan.network import keeper, keeper_client
+keeper.PROTOCOL += 1
+start = keeper_client.KeeperClient._start
+def start_own(client):
+    keeper.PROTOCOL -= 1
+    start(client)
+keeper_client.KeeperClient._start = start_own
+sys.exit(daemon.main(sys.argv[1:]))
+"""

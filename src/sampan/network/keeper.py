@@ -23,7 +23,9 @@ Messages (daemon -> keeper; each is answered {"ok": true} or {"error": text}):
     {"op": "port-target", "key": str, "target": [ip, port]}    for connections to come
     {"op": "port-drop", "key": str}
     {"op": "batch", "messages": [message + "descriptors": how many of the descriptors are its]}    in order, to the first error
-    {"op": "list"}  -> {"containers": [...], "ports": [...], "zones": [...]}
+    {"op": "list"}  -> {"version": PROTOCOL, "containers": [...], "ports": [...], "zones": [...]}
+
+A daemon of another version finds by that number that it must end this keeper and start its own.
 
 Single thread, no asyncio: it must stay small. Nothing a container sends can grow it without bound: connections,
 queries under way and buffers are capped.
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 
 IN, OUT, HUP, ERR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP, select.EPOLLERR
+PROTOCOL = 2  # grows with every change of the messages
 MAX_MESSAGE = 1 << 20
 MAX_DESCRIPTORS = 64
 MAX_PENDING = 2048
@@ -498,6 +501,7 @@ class Keeper:
         elif operation == "list":
             return {
                 "ok": True,
+                "version": PROTOCOL,
                 "containers": sorted(self.names),
                 "ports": sorted(self.ports),
                 "zones": sorted(self.zones),

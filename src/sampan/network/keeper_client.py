@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import msgspec
 
 from sampan.errors import Internal, SampanError, Unavailable
 from sampan.linux import fds
+from sampan.network import keeper
 
 log = logging.getLogger("sampan.network")
 Part = tuple[dict[str, Any], tuple[int, ...]]  # a message and its descriptors
@@ -77,7 +80,7 @@ class KeeperClient:
         with self._lock:
             if self._connection is None:
                 try:
-                    self._connection = self._connect()
+                    self._connection = self._open()
                     self._watch()
                 except OSError:
                     return {"containers": [], "ports": [], "zones": []}
@@ -126,12 +129,32 @@ class KeeperClient:
     def _connected(self) -> socket.socket:
         if self._connection is None:
             try:
-                self._connection = self._connect()
+                self._connection = self._open()
             except OSError:
                 self._start()
                 self._connection = self._connect()
             self._watch()
         return self._connection
+
+    def _open(self) -> socket.socket:
+        """A connection to a keeper that speaks our language; one of another version is ended. Raises OSError."""
+        connection = self._connect()
+        try:
+            connection.send(b'{"op":"list"}')
+            reply = msgspec.json.decode(connection.recv(1 << 20))
+            if reply.get("version") == keeper.PROTOCOL:
+                return connection
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+        pid = int.from_bytes(credentials[:4], sys.byteorder)
+        log.warning(
+            "the network keeper (process %d) is of another version: a new one takes over", pid
+        )
+        _end(pid)
+        raise ConnectionError("the keeper was of another version")
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -165,3 +188,18 @@ class KeeperClient:
             status = process.wait()
             raise Unavailable(f"the network keeper ended at once with status {status}")
         process.returncode = 0  # it outlives us on purpose: no warning that it is still running
+
+
+def _end(pid: int) -> None:
+    """End a process and wait until it is gone, so that it holds no port any more."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        select.select([fd], [], [], REQUEST_TIMEOUT_S)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(fd)
