@@ -158,12 +158,16 @@ class Lock:
 
 
 def make_directories(config: Config) -> None:
-    """State is closed to other users; 0711 lets them through to the socket, and containers to their root."""
+    """State is closed to other users; 0711 lets them through to the socket, and containers to their root.
+
+    An ordinary user's engine is his alone: whoever reaches its socket may do what he may.
+    """
+    mode = 0o700 if config.rootless else 0o711
     for path in (config.root, config.run):
-        path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        path.chmod(0o711)
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        path.chmod(mode)
     for path in (config.containers_dir, config.run / "containers"):
-        path.mkdir(mode=0o711, exist_ok=True)
+        path.mkdir(mode=mode, exist_ok=True)
 
 
 # -- the services ----------------------------------------------------------------------------------

@@ -390,6 +390,15 @@ def _get(port: int) -> bytes:
 
 
 class TestHostile:
+    def test_the_engine_is_the_user_s_alone(self, user: User) -> None:
+        """Its group may be many others' too."""
+        for path in (user.run, user.root, user.root / "volumes", user.run / "sampan.sock"):
+            facts = path.stat()
+            assert facts.st_uid == user.uid
+            assert facts.st_mode & 0o066 == 0, path
+        assert user.run.stat().st_mode & 0o077 == 0
+        assert user.root.stat().st_mode & 0o077 == 0
+
     def test_root_inside_is_nobody_to_the_host(self, user: User) -> None:
         secret = user.base.parent / "secret"
         secret.write_text("of root's")

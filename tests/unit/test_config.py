@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,37 @@ def test_boolean_flags_take_a_value_or_none(tmp_path: Path) -> None:
     assert load(tmp_path, {}, "--ipv6").ipv6 is True
     with pytest.raises(InvalidArgument):
         load(tmp_path, {}, "--ipv6=perhaps")
+
+
+class TestRuntimeDirectory:
+    """Where there is no $XDG_RUNTIME_DIR: logind's, or one in /tmp that nobody else could have prepared."""
+
+    UID = 64399  # nobody's
+
+    @pytest.fixture
+    def made(self) -> Iterator[Path]:
+        path = Path(f"/tmp/sampan-run-{self.UID}")
+        assert not path.exists()
+        yield path
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            path.rmdir()
+
+    def test_what_is_named_is_taken(self) -> None:
+        assert (
+            config.runtime_directory({"XDG_RUNTIME_DIR": "/some/where"}, self.UID) == "/some/where"
+        )
+
+    def test_one_of_our_own_in_tmp(self, made: Path) -> None:
+        assert config.runtime_directory({}, self.UID) == str(made)
+        assert made.stat().st_mode & 0o777 == 0o700
+
+    @pytest.mark.parametrize("kind", ["somebody's", "a link"])
+    def test_somebody_else_s_is_refused(self, made: Path, tmp_path: Path, kind: str) -> None:
+        if kind == "a link":
+            made.symlink_to(tmp_path)
+        else:
+            made.mkdir(mode=0o700)  # ours, and so not the user's
+        with pytest.raises(InvalidArgument, match="not ours alone"):
+            config.runtime_directory({}, self.UID)

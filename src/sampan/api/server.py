@@ -167,7 +167,9 @@ class ApiServer:
             os.umask(before)
         self._paths.append(path)
         os.chown(path, -1, self._group_id())
-        path.chmod(SOCKET_MODE)
+        # An ordinary user's group may hold many others, and who connects may do what he may.
+        is_private = self._config.rootless and not self._config.group
+        path.chmod(0o600 if is_private else SOCKET_MODE)
         return sock
 
     def _group_id(self) -> int:
