@@ -109,3 +109,44 @@ def test_several_platforms_in_one_archive(
         "build", "--platform", "linux/amd64,linux/arm64", "-o", str(tmp_path / "out"), str(context)
     )
     assert (tmp_path / "out/linux_arm64/f").read_text() == "arm64"
+
+
+def test_cache_mounts_are_things_of_their_own(
+    engine: EngineProcess, context: Path, tmp_path: Path
+) -> None:
+    (context / "Dockerfile").write_text(
+        "FROM busybox\nRUN --mount=type=cache,target=/keep/this echo kept > /keep/this/f\n"
+    )
+    engine.sampan("build", "--no-cache", str(context))
+    assert "/keep/this" in engine.sampan("builder", "cache", "ls").stdout
+    packed = tmp_path / "mount.tar"
+    engine.sampan("builder", "cache", "export", "-o", str(packed), "/keep/this")
+    with tarfile.open(packed) as archive:
+        assert archive.extractfile("f").read() == b"kept\n"  # type: ignore[union-attr]
+    engine.sampan("builder", "cache", "import", "another", str(packed))
+    (context / "Dockerfile").write_text(
+        "FROM busybox\nRUN --mount=type=cache,id=another,target=/c cat /c/f\n"
+    )
+    done = engine.sampan("build", "--no-cache", "--progress=plain", str(context))
+    assert " kept\n" in done.stderr
+    removed = engine.sampan("builder", "cache", "rm", "another", "/keep/this")
+    assert removed.stdout == "another\n/keep/this\n"
+    gone = engine.sampan("builder", "cache", "rm", "another", check=False)
+    assert (gone.returncode, gone.stderr) == (
+        1,
+        "Error response from daemon: no such cache mount: another\n",
+    )
+
+
+def test_pruning_by_what_a_step_was(engine: EngineProcess, context: Path) -> None:
+    (context / "Dockerfile").write_text(
+        "FROM busybox\nRUN echo prune-me > /a\nRUN echo keep-me > /b\n"
+    )
+    engine.sampan("build", "-q", "-t", "pruned", str(context))
+    engine.docker("rmi", "pruned")
+    found = engine.sampan("builder", "prune", "-f", "-a", "--filter", "description=keep-me").stdout
+    assert "Total reclaimed space: 8B" in found
+    done = engine.sampan("build", "--progress=plain", str(context))
+    assert [title[-5:] for title in cached(done.stderr)][-1].endswith("> /a")
+    wrong = engine.sampan("builder", "prune", "-f", "--filter", "nonsense=1", check=False)
+    assert "invalid filter 'nonsense'" in wrong.stderr

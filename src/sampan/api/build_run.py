@@ -1,4 +1,4 @@
-"""POST /build/run: builds of our own command line; what goes in and comes out stands in build/own.py.
+"""POST /build/run: builds of our own command line; what goes in and comes out stands in build/own.py. And cache mounts.
 
 GET of the same path says that this engine has it: the command line asks before it packs.
 """
@@ -10,13 +10,15 @@ from typing import Any
 
 from sampan.api.call import Call, joined
 from sampan.api.progress import error_line, finish_cleanly
-from sampan.api.router import Route, get, log, post, status_of
-from sampan.api.transfers import receive
+from sampan.api.router import Route, delete, get, log, post, status_of
+from sampan.api.transfers import receive, send_outlet
 from sampan.build import service
 from sampan.build.builder import Builder
 from sampan.build.calls import excerpt
 from sampan.build.own import OwnClient, as_line, read_order
-from sampan.errors import Cancelled
+from sampan.engine.pipes import ByteOutlet
+from sampan.errors import Cancelled, InvalidArgument
+from sampan.units import rfc3339nano
 
 MOST_WAITING = 4 << 20  # bytes of output that wait for a slow reader before the export waits
 
@@ -30,7 +32,48 @@ def routes(builder: Builder) -> tuple[Route, ...]:
     async def is_there(call: Call) -> None:
         await call.json({"events": 1})
 
-    return (get("/build/run", is_there), post("/build/run", run))
+    async def mounts(call: Call) -> None:
+        await call.json(await builder.engine.run_blocking(_mounts, builder))
+
+    async def remove_mount(call: Call) -> None:
+        await builder.engine.run_blocking(builder.cache.remove_mount, _named(call))
+        await call.empty(204)
+
+    async def export_mount(call: Call) -> None:
+        pieces = await builder.engine.run_blocking(builder.cache.export_mount, _named(call))
+        outlet = ByteOutlet().start(builder.engine.pool, lambda out: [out.write(p) for p in pieces])
+        await send_outlet(call, outlet, "application/x-tar")
+
+    async def import_mount(call: Call) -> None:
+        async with receive(call.request.body) as body:
+            await builder.engine.run_blocking(builder.cache.import_mount, _named(call), body)
+        await call.empty(200)
+
+    return (
+        get("/build/run", is_there),
+        post("/build/run", run),
+        get("/build/mounts", mounts),
+        delete("/build/mounts", remove_mount),
+        get("/build/mounts/export", export_mount),
+        post("/build/mounts/import", import_mount),
+    )
+
+
+def _named(call: Call) -> str:
+    """A cache mount is named in the query: its id is often a path."""
+    if not call.text("id"):
+        raise InvalidArgument("id is required")
+    return call.text("id")
+
+
+def _mounts(builder: Builder) -> list[dict[str, Any]]:
+    return [
+        {
+            "ID": record.id, "Size": builder.cache.mount_size(record.id), "CreatedAt": rfc3339nano(record.created_ns),
+            "LastUsedAt": rfc3339nano(record.used_ns), "UsageCount": record.uses,
+        }
+        for record in builder.cache.mount_records()
+    ]  # fmt: skip
 
 
 class _Lines:

@@ -19,13 +19,21 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from sampan.errors import Conflict, NotFound
+from sampan.storage import layers
+from sampan.storage.decompress import open_stream
+from sampan.storage.extract import Rules, Whiteouts
+from sampan.storage.pack import PackRules, archive, pack
 from sampan.storage.snapshots import Snapshotter
 from sampan.storage.tree import open_directory, remove_tree, size_of
 from sampan.store import Store
+
+if TYPE_CHECKING:
+    from sampan.storage.tar import Readable
 
 KIND = "build-cache"
 MOUNT_KIND = "build-mount"
@@ -206,6 +214,24 @@ class BuildCache:
         finally:
             os.close(fd)
 
+    def export_mount(self, identity: str) -> Iterator[bytes]:
+        """A cache mount as a tar that `import_mount` takes back exactly. Raises NotFound."""
+        try:
+            fd = open_directory(str(self.mount_path(identity)))
+        except OSError:
+            raise NotFound(f"no such cache mount: {identity}") from None
+        return _archive(fd)
+
+    def import_mount(self, identity: str, stream: Readable) -> None:
+        """Unpack a tar, compressed or not, over what the cache mount has; it is made where it is missing."""
+        path, _ = self.open_mount(identity, mode=0o755, uid=0, gid=0)
+        with self.using(identity):
+            fd = open_directory(str(path))
+            try:
+                layers.apply(open_stream(stream), fd, rules=Rules(whiteouts=Whiteouts.PLAIN))
+            finally:
+                os.close(fd)
+
     def remove_mount(self, identity: str) -> int:
         """Delete a cache mount; bytes set free. Raises NotFound, Conflict while a build uses it."""
         with self._lock:
@@ -238,3 +264,10 @@ class BuildCache:
                 remove_tree(name, parent)
         finally:
             os.close(parent)
+
+
+def _archive(fd: int) -> Iterator[bytes]:
+    try:
+        yield from archive(pack(fd, with_root=True, rules=PackRules(sparse=True)))
+    finally:
+        os.close(fd)

@@ -51,6 +51,7 @@ from sampan.build.stages import (
     familiar,
     format_platform,
     global_variables,
+    with_tag,
 )
 from sampan.engine import images
 from sampan.errors import InvalidArgument, NotFound, SampanError
@@ -393,7 +394,7 @@ class Frontend:
         front = f"[{name.platform} internal]" if self.request.multi_platform else "[internal]"
         if name.context:
             front = f"[context {name.context}]"
-        shown_name = parse_normalized(name.name).familiar() if name.context else full
+        shown_name = with_tag(name.name) if name.context else full
         with self.task(f"{front} load metadata for {shown_name}") as task:
             image = await self._image(name, task)
         shown = full

@@ -26,7 +26,7 @@ RULES = 2  # raised when the same operation comes to mean other files: what was 
 class Label:
     """What people see of a step. All labels are equal, so that they do not tell equal operations apart."""
 
-    __slots__ = ("end", "is_trigger", "name", "number", "platform", "stage", "start", "total")
+    __slots__ = ("end", "name", "number", "platform", "stage", "start", "total")
 
     def __init__(
         self,
@@ -34,7 +34,6 @@ class Label:
         *,
         stage: str = "",
         platform: str = "",
-        is_trigger: bool = False,
         start: int = 0,
         end: int = 0,
         number: int = 0,
@@ -43,7 +42,6 @@ class Label:
         self.name = name
         self.stage = stage
         self.platform = platform
-        self.is_trigger = is_trigger
         self.start = start
         self.end = end
         self.number = number
@@ -74,8 +72,7 @@ class Label:
         width = len(str(self.total))
         front = f"{self.platform} " if self.platform else ""
         front += f"{self.stage} " if self.stage else ""
-        trigger = "ONBUILD " if self.is_trigger else ""
-        return f"[{front}{self.number:>{width}}/{self.total}] {trigger}{name}"
+        return f"[{front}{self.number:>{width}}/{self.total}] {name}"
 
 
 class Scratch(msgspec.Struct, frozen=True, tag=True):

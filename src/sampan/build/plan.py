@@ -40,8 +40,8 @@ from sampan.build.stages import (
     Request,
     StageFacts,
     Stages,
-    familiar,
     format_platform,
+    with_tag,
 )
 
 
@@ -102,17 +102,14 @@ class Planner:
         else:
             self._start(builder, facts)
         builder.begin()
-        steps = sum(isinstance(i, (ins.Run, ins.Copy, ins.Add, ins.Workdir)) for i in body)
-        builder.total += steps + len(triggers)
+        own = () if facts.replaced else triggers
+        builder.total += sum(
+            isinstance(i, (ins.Run, ins.Copy, ins.Add, ins.Workdir)) for i in (*own, *body)
+        )
         if builder.image_label is not None:
             builder.image_label.total = builder.total
         self._line(builder, facts.stage.origin, is_from=True)
-        for instruction in triggers if not facts.replaced else ():
-            builder.is_trigger = True
-            builder.do(instruction)
-            self._line(builder, instruction)
-        builder.is_trigger = False
-        for instruction in body:
+        for instruction in (*own, *body):
             builder.do(instruction)
             self._line(builder, instruction)
         self.built[index] = builder
@@ -131,7 +128,7 @@ class Planner:
             platform=self.shown_platform(builder), end=facts.stage.origin.end,
         )  # fmt: skip
         if context is not None:
-            place.name = f"[context {context.key}] {familiar(context.image)}".rstrip()
+            place.name = f"[context {context.key}] {with_tag(context.image)}".rstrip()
         else:
             builder.number = 1
             builder.image_label = place

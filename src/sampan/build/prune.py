@@ -1,11 +1,18 @@
-"""`builder prune`: forget what builds remembered, oldest use first, and free what nobody else has."""
+"""`builder prune`: forget what builds remembered, least recently used first, and free what nobody else has.
+
+A layer has several keys (`cache.py`); it goes with all of them. Filters are Docker's; a budget leaves the most
+recently used that fit into it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from sampan.build.upkeep import short_id
 from sampan.errors import Conflict, InvalidArgument, NotFound
 from sampan.spec.engine.image import BuildCachePruned
 from sampan.units import parse_duration
@@ -16,14 +23,55 @@ if TYPE_CHECKING:
 
 Filters = Mapping[str, list[str]]
 
-FILTERS = frozenset({"until", "unused-for", "id", "type", "description", "label", "label!"})
+FILTERS = frozenset(
+    {
+        "until",
+        "unused-for",
+        "id",
+        "parent",
+        "type",
+        "description",
+        "inuse",
+        "shared",
+        "private",
+        "label",
+        "label!",
+    }
+)
 REGULAR, MOUNT = "regular", "exec.cachemount"
+
+
+class _Layer(msgspec.Struct):
+    """A layer with every key that leads to it."""
+
+    chain_id: str
+    keys: list[str]
+    records: list[CacheRecord]
+    shared: bool
+
+    @property
+    def used_ns(self) -> int:
+        return max(record.used_ns for record in self.records)
+
+    @property
+    def bytes(self) -> int:
+        return max(record.bytes for record in self.records)
+
+    @property
+    def shown(self) -> list[str]:
+        """The ids that people know it by."""
+        return [
+            short_id(k) for k, r in zip(self.keys, self.records, strict=True) if r.type == REGULAR
+        ]
 
 
 async def prune(
     builder: Builder, filters: Filters, *, everything: bool = False, keep_bytes: int = 0
 ) -> BuildCachePruned:
-    """Without `everything`, only what no image of the store is made of, and no cache mounts."""
+    """Without `everything`, only what no image of the store is made of, and no cache mounts.
+
+    Raises InvalidArgument for an unknown filter or a malformed time.
+    """
     for key in filters:
         if key not in FILTERS:
             raise InvalidArgument(f"failed to prune build cache: invalid filter '{key}'")
@@ -41,55 +89,89 @@ def _age_ns(filters: Filters) -> int:
     return parse_duration(values[0]) if values else 0
 
 
+def _layers(builder: Builder) -> list[_Layer]:
+    """All, the least recently used first."""
+    in_images = {c for image in builder.engine.catalog.images() for c in image.chain_ids}
+    found: dict[str, _Layer] = {}
+    for key, record in builder.cache.records():
+        layer = found.get(record.chain_id)
+        if layer is None:
+            shared = record.chain_id in in_images
+            layer = found[record.chain_id] = _Layer(record.chain_id, [], [], shared)
+        layer.keys.append(key)
+        layer.records.append(record)
+    return sorted(found.values(), key=lambda layer: layer.used_ns)
+
+
 def _prune(
     builder: Builder, filters: Filters, age_ns: int, everything: bool, keep_bytes: int
 ) -> BuildCachePruned:
-    cache = builder.cache
-    in_images = frozenset(
-        chain_id for image in builder.engine.catalog.images() for chain_id in image.chain_ids
-    )
     before = time.time_ns() - age_ns
+    layers = _layers(builder)
     chosen = [
-        (key, record)
-        for key, record in sorted(cache.records(), key=lambda item: item[1].used_ns)
-        if record.used_ns <= before
-        and (everything or record.chain_id not in in_images)
-        and _accepts(filters, key, record.type, record.description)
+        layer
+        for layer in layers
+        if layer.used_ns <= before and (everything or not layer.shared) and _accepts(filters, layer)
     ]
-    keys = [key for key, _ in _over_budget(chosen, keep_bytes)]
-    freed = cache.remove(keys, used_by_images=in_images)
-    mounts, mount_bytes = _prune_mounts(builder, filters, before) if everything else ([], 0)
+    if keep_bytes:
+        chosen = _over_budget(chosen, sum(layer.bytes for layer in layers), keep_bytes)
+    keys = [key for layer in chosen for key in layer.keys]
+    shared = frozenset(layer.chain_id for layer in layers if layer.shared)
+    freed = builder.cache.remove(keys, used_by_images=shared)
+    shown = [ident for layer in chosen for ident in layer.shown]
+    mounts, mount_bytes = (
+        _prune_mounts(builder, filters, before) if everything and not keep_bytes else ([], 0)
+    )
     return BuildCachePruned(
-        caches_deleted=[*keys, *mounts] or None, space_reclaimed=freed + mount_bytes
+        caches_deleted=[*shown, *mounts] or None, space_reclaimed=freed + mount_bytes
     )
 
 
-def _accepts(filters: Filters, ident: str, kind: str, description: str) -> bool:
-    if "label" in filters:
-        return False  # `system prune` hands its filters on, and nothing of the cache has labels
-    wanted = {"id": ident, "type": kind, "description": description}
-    return all(value in filters[key] for key, value in wanted.items() if filters.get(key))
-
-
-def _over_budget(
-    chosen: list[tuple[str, CacheRecord]], keep_bytes: int
-) -> Iterable[tuple[str, CacheRecord]]:
-    """All, or with a budget the least recently used until the rest fits."""
-    if not keep_bytes:
-        yield from chosen
-        return
-    total = sum(record.bytes for _, record in chosen)
-    for key, record in chosen:
+def _over_budget(chosen: list[_Layer], total: int, keep_bytes: int) -> list[_Layer]:
+    """The least recently used until the rest fits."""
+    gone = []
+    for layer in chosen:
         if total <= keep_bytes:
-            return
-        total -= record.bytes
-        yield key, record
+            break
+        total -= layer.bytes
+        gone.append(layer)
+    return gone
+
+
+def _accepts(filters: Filters, layer: _Layer) -> bool:
+    """Every filter that is given must hold; of several values of one, any."""
+    checks: dict[str, Callable[[str], bool]] = {
+        "id": lambda value: any(ident.startswith(value) for ident in layer.shown),
+        "parent": lambda value: any(value in record.parent for record in layer.records),
+        "type": lambda value: value == REGULAR,
+        "description": lambda value: any(value in record.description for record in layer.records),
+        "inuse": lambda value: layer.shared == _is_true(value),
+        "shared": lambda value: layer.shared == _is_true(value),
+        "private": lambda value: layer.shared != _is_true(value),
+    }
+    return all(
+        any(check(value) for value in filters[name])
+        for name, check in checks.items()
+        if filters.get(name)
+    )
+
+
+def _is_true(value: str) -> bool:
+    return value.lower() not in ("0", "false", "f")
 
 
 def _prune_mounts(builder: Builder, filters: Filters, before: int) -> tuple[list[str], int]:
     removed, freed = [], 0
+    if any(filters.get(name) for name in ("parent", "inuse", "shared")):
+        return [], 0  # nothing stands on a cache mount
     for record in builder.cache.mount_records():
-        if record.used_ns > before or not _accepts(filters, record.id, MOUNT, record.id):
+        wanted = {"id": record.id, "type": MOUNT, "description": f"cached mount {record.id}"}
+        fits = all(
+            any(v in text for v in filters[name])
+            for name, text in wanted.items()
+            if filters.get(name)
+        )
+        if record.used_ns > before or not fits:
             continue
         try:
             freed += builder.cache.remove_mount(record.id)

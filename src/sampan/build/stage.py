@@ -113,7 +113,6 @@ class StageBuilder:
         self.total = 0
         self.platform: Platform = planner.request.platform
         self.image_label: Label | None = None
-        self.is_trigger = False
         self.current: ins.Instruction | None = None
         self.last: dict[type[ins.Instruction], ins.Instruction] = {}
         self.workdir_is_set = False
@@ -193,7 +192,7 @@ class StageBuilder:
         self.number += 1
         return Label(
             name, stage=self.planner.stages.label(self.facts.index), start=instruction.start,
-            end=instruction.end, number=self.number, total=self.total, is_trigger=self.is_trigger,
+            end=instruction.end, number=self.number, total=self.total,
             platform=self.planner.shown_platform(self),
         )  # fmt: skip
 

@@ -76,6 +76,14 @@ def familiar(name: str) -> str:
         return name
 
 
+def with_tag(name: str) -> str:
+    """A short name with the tag that it means; as it is where it is no name of an image."""
+    try:
+        return parse_normalized(name).with_default_tag().familiar()
+    except InvalidArgument:
+        return name
+
+
 def global_variables(program: ins.Program, request: Request) -> dict[str, str]:
     """What FROM lines see: platforms, and the ARGs before the first FROM."""
     stages = program.stages

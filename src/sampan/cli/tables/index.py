@@ -28,7 +28,8 @@ def _group(name: str, plain: str, **aliases: str) -> dict[str, str]:
 
 # Groups: second word -> full path; a path that is a group itself takes a third word.
 GROUPS = {
-    "builder": {"build": "image build", "prune": "builder prune"},
+    "builder": {"build": "image build", "cache": "builder cache", "prune": "builder prune"},
+    "builder cache": _group("builder cache", "export import ls rm", list="ls"),
     "checkpoint": _group("checkpoint", "create ls rm", list="ls", remove="rm"),
     "config": _group("config", "create inspect ls rm", list="ls", remove="rm"),
     "container": _group(
@@ -65,6 +66,7 @@ GROUPS = {
 
 GROUP_HELP = {
     "builder": "Look after builds and their cache",
+    "builder cache": "The directories of RUN --mount=type=cache",
     "checkpoint": "Checkpoints of containers (not part of Sampan)",
     "config": "Configurations of a cluster (not part of Sampan)",
     "container": "Run, change and remove containers",

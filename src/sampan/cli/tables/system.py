@@ -34,6 +34,19 @@ _ALL = (
     Command("complete-words", "", (0, -1), "completion:complete", "", hidden=True, raw=True),
     Command("version-line", "", (0, 0), "system:version_line", "", hidden=True),
     Command(
+        "builder cache export", "[OPTIONS] CACHE_MOUNT", (1, 1), "buildcache:export", "Write a cache mount as a tar archive",
+        (("output", "o", "string", "", "File to write to, instead of standard output"),), own=True,
+    ),
+    Command(
+        "builder cache import", "CACHE_MOUNT [FILE|-]", (1, 2), "buildcache:import_",
+        "Fill a cache mount from a tar archive", own=True,
+    ),
+    Command(
+        "builder cache ls", "[OPTIONS]", (0, 0), "buildcache:ls", "List cache mounts",
+        (FORMAT, ("quiet", "q", "bool", False, "Only ids")), own=True,
+    ),
+    Command("builder cache rm", "CACHE_MOUNT [CACHE_MOUNT...]", (1, -1), "buildcache:rm", "Remove cache mounts", own=True),
+    Command(
         "builder prune", "", (0, 0), "prune:builder", "Remove build cache",
         (
             ("all", "a", "bool", False, "All of it, not only what hangs loose"),
