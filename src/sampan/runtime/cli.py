@@ -163,7 +163,7 @@ def _print(text: str) -> int:
 
 
 def version_text(program: str) -> str:
-    return f"{program} version {__version__}\nspec: 1.2.1\n+SECCOMP +CAP +EBPF +CGROUPV1 +CGROUPV2 +SYSTEMD\n"
+    return f"{program} version {__version__}\nspec: 1.3.0\n+SECCOMP +CAP +EBPF +CGROUPV1 +CGROUPV2 +SYSTEMD\n"
 
 
 def _check_count(program: str, name: str, command: Command, parsed: Parsed) -> None:

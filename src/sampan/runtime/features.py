@@ -47,5 +47,5 @@ def document() -> dict[str, Any]:
             "org.opencontainers.runc.checkpoint.enabled": "false",
             "sampan.version": __version__,
         },
-        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
+        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property.", "run.oci."],
     }
