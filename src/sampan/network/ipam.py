@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 
-from sampan.errors import InvalidArgument, PermissionDenied
+from sampan.errors import InvalidArgument, NotFound, PermissionDenied
 from sampan.network.records import PoolSpec
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -66,7 +66,7 @@ def choose_subnet(
 ) -> Network:
     """The first subnet of the pools that meets nothing taken.
 
-    Raises PermissionDenied where every one does.
+    Raises NotFound where every one does.
     """
     busy = [network for network in taken if network.version == version]
     for base, size in pools:
@@ -76,8 +76,8 @@ def choose_subnet(
         for candidate in network.subnets(new_prefix=size):
             if not overlaps(candidate, busy):
                 return candidate
-    raise PermissionDenied(
-        "all predefined address pools have been fully subnetted",
+    raise NotFound(
+        f"could not find an available, non-overlapping IPv{version} address pool among the defaults to assign to the network",
         hint="give --subnet, or remove networks that are not used (network prune)",
     )
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampan.errors import InvalidArgument, PermissionDenied
+from sampan.errors import InvalidArgument, NotFound, PermissionDenied
 from sampan.network import ipam
 from sampan.network.records import PoolSpec
 
@@ -42,7 +42,7 @@ class TestPools:
 
     @pytest.mark.parametrize("pools", [[], [("10.0.0.0/24", 26)], [("11.0.0.0/24", 16)], [("11.0.0.0/24", 33)], [("fd00::/48", 64)]])  # fmt: skip
     def test_no_subnet_left(self, pools: list[tuple[str, int]]) -> None:
-        with pytest.raises(PermissionDenied, match="have been fully subnetted") as caught:
+        with pytest.raises(NotFound, match="non-overlapping IPv4 address pool") as caught:
             ipam.choose_subnet(pools, networks("10.0.0.0/8"))
         assert "--subnet" in caught.value.hint
 
