@@ -8,8 +8,10 @@ removed, and carry the whole scenario through. A run of the suite takes some of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -321,3 +323,67 @@ def test_a_crash_at_any_step_is_repaired(
         assert settled, f"{where}\n" + "\n".join(sorted(holdings(engine) ^ before))
     assert crashes
     print(json.dumps({"scenario": scenario.__name__, "steps": steps, "crashes": crashes}))
+
+
+def leave_in_disorder(engine: CrashingEngine) -> None:
+    """Containers to restart, to remove and to finish, and then the engine dies."""
+    do = engine.client.do
+    do("POST", "/containers/create", container("busybox", AutoRemove=True), name="victim-1")
+    do("POST", "/containers/victim-1/start")
+    again = container("busybox", RestartPolicy={"Name": "always", "MaximumRetryCount": 0})
+    do("POST", "/containers/create", again, name="victim-2")
+    do("POST", "/containers/victim-2/start")
+    do("POST", "/containers/create", container("busybox"), name="victim-3")
+    pids = [
+        do("GET", f"/containers/{name}/json")["State"]["Pid"] for name in ("victim-1", "victim-2")
+    ]
+    crash_at(engine, lambda engine: do("POST", "/containers/victim-3/start"), 25)
+    engine.kill()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_crash_at_any_step_of_a_start_is_repaired_by_the_next(
+    crashing: CrashingEngine, request: pytest.FixtureRequest
+) -> None:
+    engine = crashing
+    clean(engine)
+    census = Census(str(engine.run), cgroup_prefix=engine.cgroup_parent, bridge=engine.bridge)
+    before, standing = holdings(engine), helpers(engine)
+    leave_in_disorder(engine)
+    engine.countdown.left = beginning = 1_000_000
+    engine.start()
+    engine.client.do("GET", "/_ping")
+    steps = beginning - engine.countdown.left
+    engine.countdown.left = 0
+    clean(engine)
+    stride = 1 if request.config.getoption("--every-crash-point") else max(1, steps // POINTS)
+    crashes = 0
+    for point in range(1 + stride // 2, steps + 1, stride):
+        where = f"step {point} of {steps} of a start"
+        leave_in_disorder(engine)
+        engine.countdown.left = point
+        try:
+            engine.start()
+            engine.client.do("GET", "/_ping")
+        except (AssertionError, EngineGone):
+            crashes += 1
+        engine.countdown.left = 0
+        engine.kill()
+        engine.start()
+        steady = engine.client.do("GET", f"/containers/{STEADY}/json")["State"]
+        assert (steady["Pid"], steady["Running"]) == (engine.steady_pid, True), where
+        assert settles(lambda: is_running(engine, "victim-2")), where
+        clean(engine)
+        settled = settles(lambda: holdings(engine) == before)
+        assert settled, f"{where}\n" + "\n".join(sorted(holdings(engine) ^ before))
+        left = [line for line in census.left_behind() if not line.startswith("process")]
+        assert not left, f"{where}\n" + "\n".join(left)
+        assert settles(lambda: helpers(engine) <= standing), where
+    assert crashes
+
+
+def is_running(engine: CrashingEngine, name: str) -> bool:
+    answer = engine.client.ask("GET", f"/containers/{name}/json")
+    return answer.status == 200 and bool(answer.json["State"]["Running"])

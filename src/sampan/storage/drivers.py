@@ -12,6 +12,7 @@ images have to be unpacked again (their blobs are kept), and containers made ove
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from sampan.errors import InvalidArgument, Unsupported
@@ -39,6 +40,7 @@ def open_snapshotter(root: str | os.PathLike[str], driver: str = "") -> Snapshot
     """The snapshotter over `root`; `driver` is a name from the configuration, empty for the best the host can do."""
     base = os.fspath(root)
     os.makedirs(base, mode=0o700, exist_ok=True)
+    _sweep_probes(base)
     wanted = _NAMES.get(driver, "") if driver else ""
     if driver and not wanted:
         raise InvalidArgument(
@@ -63,6 +65,13 @@ def open_snapshotter(root: str | os.PathLike[str], driver: str = "") -> Snapshot
                 hint="it needs Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE; use --storage-driver overlay",
             )
     return OverlaySnapshotter(os.path.join(base, "overlay"))
+
+
+def _sweep_probes(base: str) -> None:
+    """What a crash in the middle of a probe left."""
+    for name in os.listdir(base):
+        if name.startswith(".probe-"):
+            shutil.rmtree(os.path.join(base, name), ignore_errors=True)
 
 
 def _why_no_index(base: str) -> str:
