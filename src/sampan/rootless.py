@@ -47,6 +47,7 @@ T = TypeVar("T")
 _NUMBER = re.compile("[0-9]{1,10}", re.ASCII)
 
 FACTS = "rootless.json"
+NETNS = "netns"
 THREADS = 8
 NAME_SERVER = {"pasta": "169.254.1.1", "slirp4netns": "10.0.2.3"}
 NO_SUBORDINATE_IDS = (
@@ -100,13 +101,13 @@ def enter(config: Config) -> Rootless:
         is_new = not holder
         if is_new:
             _become_root()
-            (config.run / "keeper.sock").unlink(
-                missing_ok=True
-            )  # one that lives has lost its network
+            # A keeper that lives has lost its network: without its socket it ends.
+            (config.run / "keeper.sock").unlink(missing_ok=True)
         host = HostThread()  # before anything leaves the host's network namespace
         if is_new:
-            facts = _start_namespaces(facts_path)
+            facts = _start_holder(facts_path)
             holder = facts["processes"][0][0]
+        facts = _with_uplink(facts_path, facts)
     finally:
         os.close(lock)
     netns_fd = os.open(f"/proc/{holder}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -212,27 +213,36 @@ def _name_of(uid: int) -> str:
 # -- the network namespace ---------------------------------------------------------------------------
 
 
-def _start_namespaces(facts_path: Path) -> dict[str, Any]:
-    """The holder, and a way out of its network namespace; written down for the next daemon."""
+def _start_holder(facts_path: Path) -> dict[str, Any]:
+    """The process that keeps the namespaces; written down for the next daemon."""
     holder = Inside.fresh(lambda: _spawn(["sleep", "infinity"]))
-    processes = [holder]
     # By a name of its own: who has given up capabilities may not look through the holder's /proc any more.
-    netns = facts_path.parent / "netns"
+    netns = facts_path.parent / NETNS
     netns.touch(mode=0o600)
     mount(f"/proc/{holder[0]}/ns/net", str(netns), None, c.MS_BIND)
-    uplink = ""
+    return _write_facts(facts_path, [holder], "")
+
+
+def _with_uplink(facts_path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """A way out of the network namespace: the one that there is, or a new one."""
+    holder, *others = facts["processes"]
+    if others and all(procfs.is_alive(pid, started) for pid, started in others):
+        return facts
+    run = facts_path.parent
     for name, begin in (("pasta", _pasta), ("slirp4netns", _slirp4netns)):
-        pid = begin(str(netns), facts_path.parent) if shutil.which(name) else 0
+        pid = begin(str(run / NETNS), run) if shutil.which(name) else 0
         if pid:
-            uplink = name
-            processes.append((pid, procfs.start_time(pid)))
-            break
-    if not uplink:
-        log.warning(NO_UPLINK)
+            uplink = (pid, procfs.start_time(pid))
+            return _write_facts(facts_path, [tuple(holder), uplink], name)
+    log.warning(NO_UPLINK)
+    return facts
+
+
+def _write_facts(path: Path, processes: list[tuple[int, int]], uplink: str) -> dict[str, Any]:
     facts = {"version": 1, "processes": processes, "uplink": uplink}
-    temporary = facts_path.with_suffix(".new")
+    temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(facts))
-    temporary.rename(facts_path)
+    temporary.rename(path)
     return facts
 
 
@@ -338,7 +348,6 @@ class Inside:
         self._pool = ThreadPoolExecutor(
             THREADS, "network", initializer=setns, initargs=(netns_fd, c.CLONE_NEWNET)
         )
-        self._ours = threading.local()
 
     @staticmethod
     def fresh(function: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -446,6 +447,25 @@ class TestRestarts:
         assert b"still" in _get(port)
         assert user.docker("exec", "web", "echo", "inside").strip() == "inside"
         user.docker("rm", "-f", "web")
+
+    def test_an_uplink_that_died_is_replaced(self, user: User) -> None:
+        uplinks = {"pasta", "slirp4netns"}
+        require(any(shutil.which(name) for name in uplinks), "needs pasta or slirp4netns")
+        user.docker("run", "-d", "--name", "one", "busybox", "sleep", "1000")
+
+        def running() -> list[int]:
+            facts = json.loads((user.run / "rootless.json").read_text())
+            return [pid for pid, _ in facts["processes"][1:]]
+
+        (before,) = running()
+        os.kill(before, signal.SIGKILL)
+        user.stop()
+        user.start()
+        (after,) = running()
+        assert after != before
+        assert Path(f"/proc/{after}/comm").read_text().split(".")[0].strip() in uplinks
+        assert " eth0" in user.docker("exec", "one", "ip", "addr")
+        user.docker("rm", "-f", "one")
 
     def test_an_idle_engine_leaves_nothing(self, user: User) -> None:
         user.docker("run", "--rm", "busybox", "true")
