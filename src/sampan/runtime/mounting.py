@@ -76,7 +76,7 @@ _VIRTUAL = frozenset(
 class Target:
     """Where a mount goes and how: decided from the spec before any process exists."""
 
-    __slots__ = ("destination", "fstype", "label", "options", "source", "source_handle")
+    __slots__ = ("context", "destination", "fstype", "options", "source", "source_handle")
 
     def __init__(
         self,
@@ -85,14 +85,14 @@ class Target:
         fstype: str,
         source: str,
         options: MountOptions,
-        label: str = "",
+        context: str = "",
         source_handle: str = "",
     ) -> None:
         self.destination = destination
         self.fstype = fstype
         self.source = source
         self.options = options
-        self.label = label  # mount context of SELinux, '' without
+        self.context = context  # the option with SELinux's label, '' without
         self.source_handle = source_handle  # the parent opened the source under this name
 
 
@@ -372,8 +372,8 @@ def _new_filesystem(target: Target, place: int, *, takes_mode: bool = True) -> i
             # A tmpfs takes the mode of what it covers; over a mount point made just now it has its own, 1777.
             data.insert(0, f"mode={posix.fstat(place).st_mode & 0o7777:o}")
         attributes &= ~c.MOUNT_ATTR_RDONLY
-    if target.label and target.fstype not in ("proc", "sysfs", "mqueue", "cgroup", "cgroup2"):
-        data.append("context=" + target.label)
+    if target.context and target.fstype not in ("proc", "sysfs", "mqueue", "cgroup", "cgroup2"):
+        data.append(target.context)
     return m.new_filesystem(
         target.fstype,
         data,

@@ -133,8 +133,19 @@ def _target(plan: LaunchPlan, spec: Spec, mount: Mount) -> mounting.Target:
         fstype="bind" if options.bind else mount.get("type", ""),
         source=source,
         options=options,
-        label=spec.get("linux", {}).get("mountLabel", ""),
+        context=_mount_context(spec),
     )
+
+
+def _mount_context(spec: Spec) -> str:
+    """The mount option that carries linux.mountLabel; which one is crun's annotation's to say (mount(8))."""
+    label = spec.get("linux", {}).get("mountLabel", "")
+    if not label:
+        return ""
+    kind = (spec.get("annotations") or {}).get("run.oci.mount_context_type", "context")
+    if kind not in ("context", "fscontext", "defcontext", "rootcontext"):
+        raise InvalidArgument(f"annotations: invalid run.oci.mount_context_type {kind!r}")
+    return f"{kind}={label}"
 
 
 def _mount_steps(

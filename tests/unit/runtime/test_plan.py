@@ -222,3 +222,18 @@ def test_states_survive_being_written() -> None:
 def test_every_verb_refuses_a_stopped_container(verb: str) -> None:
     with pytest.raises(Exception, match=r"stopped|not running|not paused"):
         require(verb, "stopped")
+
+
+def test_the_kind_of_a_mount_label_is_the_annotations() -> None:
+    spec: Any = example_spec()
+    spec["linux"]["mountLabel"] = "a:b:c"
+    spec["annotations"] = {"run.oci.mount_context_type": "rootcontext"}
+    contexts = {
+        step.arguments[0].context
+        for step in plan_of(spec).before
+        if step.text.startswith("mount tmpfs")
+    }
+    assert contexts == {"rootcontext=a:b:c"}
+    spec["annotations"] = {"run.oci.mount_context_type": "x"}
+    with pytest.raises(InvalidArgument, match="mount_context_type"):
+        plan_of(spec)
