@@ -463,7 +463,7 @@ class TestRestarts:
         user.start()
         (after,) = running()
         assert after != before
-        assert Path(f"/proc/{after}/comm").read_text().split(".")[0].strip() in uplinks
+        assert Path(f"/proc/{after}/cmdline").read_text().split("\0")[0] in uplinks
         assert " eth0" in user.docker("exec", "one", "ip", "addr")
         user.docker("rm", "-f", "one")
 
