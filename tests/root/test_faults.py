@@ -176,6 +176,9 @@ def test_out_of_descriptors_is_a_refusal_and_not_the_end(started: EngineProcess)
             client.do("DELETE", f"/containers/{found['Id']}", force=1)
     assert started.docker("exec", "steady", "echo", "in").stdout == "in\n"
     started.docker("run", "--rm", "busybox", "true")
+    log = (started.base / "log").read_text()
+    assert "Traceback" not in log
+    assert log.count("clients wait to be accepted: Too many open files") in (1, 2)
 
 
 def _answers(client: Client) -> bool:

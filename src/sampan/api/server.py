@@ -21,7 +21,7 @@ import socket
 import ssl
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sampan import __version__
 from sampan.api import (
@@ -45,7 +45,10 @@ if TYPE_CHECKING:
     from sampan.build.builder import Builder
     from sampan.engine.context import Engine
 
-BACKLOG = 4096
+BACKLOG = 4096  # connections that wait in the kernel
+ACCEPTED_AT_ONCE = 64  # asyncio's `backlog` is also how often it accepts, or fails to, in one turn
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+SHORTAGE_TOLD_S = 10.0
 FIRST_PASSED_FD = 3
 SOCKET_MODE = 0o660
 
@@ -80,6 +83,22 @@ def builder_routes(builder: Builder) -> tuple[Route, ...]:
     return (*build.routes(builder, buildkit), *buildkit.routes())
 
 
+class Troubles:
+    """What the loop has to complain about. That no connection can be accepted for a while is a line once in a while,
+    not a traceback for each that waits."""
+
+    def __init__(self) -> None:
+        self._told_at = -SHORTAGE_TOLD_S
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in SHORTAGES:
+            loop.default_exception_handler(context)
+        elif loop.time() - self._told_at >= SHORTAGE_TOLD_S:
+            self._told_at = loop.time()
+            log.warning("clients wait to be accepted: %s", error.strerror)
+
+
 class ApiServer:
     """The engine's listeners, from `listen` to `close`."""
 
@@ -100,6 +119,7 @@ class ApiServer:
 
     async def listen(self) -> None:
         """Open every host of the configuration; all or none."""
+        asyncio.get_running_loop().set_exception_handler(Troubles())
         try:
             for host in self._config.hosts:
                 await self._listen_on(host)
@@ -132,12 +152,13 @@ class ApiServer:
         if tls:
             context = self._tls_context()
             server = await loop.create_server(
-                lambda: TlsProtocol(context, make), sock=sock, backlog=BACKLOG
+                lambda: TlsProtocol(context, make), sock=sock, backlog=ACCEPTED_AT_ONCE
             )
         elif is_tcp:
-            server = await loop.create_server(make, sock=sock, backlog=BACKLOG)
+            server = await loop.create_server(make, sock=sock, backlog=ACCEPTED_AT_ONCE)
         else:
-            server = await loop.create_unix_server(make, sock=sock, backlog=BACKLOG)
+            server = await loop.create_unix_server(make, sock=sock, backlog=ACCEPTED_AT_ONCE)
+        sock.listen(BACKLOG)
         self._servers.append(server)
 
     async def close(self, grace_seconds: float = 5) -> None:
