@@ -135,7 +135,9 @@ _SIZES = {"h": "height", "w": "width"}
 def integer(text: str, what: str) -> int:
     """A decimal number, by Go's grammar and not by Python's (no underscores, no other digits)."""
     if not _INTEGER.fullmatch(text):
-        raise InvalidArgument(f"invalid value for {what}: {text!r} is not a number")
+        raise InvalidArgument(
+            f'strconv.Atoi: parsing "{text}": invalid syntax', hint=f"{what} is to be a number"
+        )
     value = int(text)
     if not -(2**63) <= value < 2**63:
         raise InvalidArgument(f"invalid value for {what}: {text} is out of range")
@@ -151,7 +153,7 @@ def parse_filters(text: str) -> dict[str, list[str]]:
     try:
         raw = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidArgument(f"invalid filter: {error}") from None
+        raise InvalidArgument("invalid filter", hint=f"it is no JSON: {error}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):

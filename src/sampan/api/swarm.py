@@ -16,6 +16,10 @@ async def no_swarm(call: Call) -> None:
     raise Unavailable(NO_SWARM)
 
 
+async def no_cluster_volumes(call: Call) -> None:
+    raise Unavailable("volume update only valid for cluster volumes, but swarm is unavailable")
+
+
 async def not_in_swarm(call: Call) -> None:
     raise Unavailable("This node is not part of a swarm")
 
@@ -67,7 +71,7 @@ ROUTES: tuple[Route, ...] = (
     *_object_routes("services"),
     *_object_routes("secrets"),
     *_object_routes("configs"),
-    put("/volumes/{id}", no_swarm),
+    put("/volumes/{id}", no_cluster_volumes),
     get("/plugins", list_plugins),
     get("/plugins/privileges", cannot_plugin),
     get("/plugins/{id}/json", no_plugin),

@@ -116,6 +116,8 @@ async def resize(engine: Engine, ref: str, *, height: int, width: int) -> None:
     shim = container.shim
     if not container.is_running or shim is None:
         raise Conflict(f"container {container.id} is not running")
+    if not container.record.config.tty:
+        return  # Docker takes it too: there is no window to change
     await shim.call({"op": "resize", "height": height, "width": width})
     engine.events.tell(
         "container",

@@ -61,6 +61,8 @@ async def create(
             f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
         )
     if not request.image:
+        if request == CreateRequest():
+            raise InvalidArgument("config cannot be empty in order to create a container")
         raise InvalidArgument("no image specified: Config.Image must not be empty")
     request = with_defaults(engine, request, version)
     validate.check_create(request, engine.facts)

@@ -49,7 +49,6 @@ async def create(engine: Engine, ref: str, config: ExecConfig) -> IdResponse:
     if not config.cmd:
         raise InvalidArgument("No exec command specified")
     validate.check_environment(config.env)
-    validate.check_working_dir(config.working_dir)
     if any("\0" in text for text in config.cmd):
         raise InvalidArgument("the command must not contain NUL")
     parse_detach_keys(config.detach_keys)
@@ -184,6 +183,8 @@ async def _begin(
     try:
         if shim is None:
             raise Conflict(f"container {container.id} is not running")
+        if config.working_dir and not config.working_dir.startswith("/"):
+            raise InvalidArgument(f"{EXEC_FAILED}Cwd must be an absolute path: unknown")
         process = await engine.run_blocking(_process, engine, container, config)
         request: dict[str, Any] = {
             "op": "exec",

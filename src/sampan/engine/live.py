@@ -16,7 +16,7 @@ import msgspec
 
 from sampan import ids
 from sampan.engine.records import CONTAINER, STATE, ContainerRecord, ContainerState, Status
-from sampan.errors import Conflict, Internal, NotFound
+from sampan.errors import Conflict, Internal, InvalidArgument, NotFound
 from sampan.store import NameTaken, Store
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ class Containers:
 
     def find(self, ref: str) -> Container:
         """By full id, else by name (with or without "/"), else by a unique prefix of an id."""
+        if not ref:
+            raise InvalidArgument('invalid name or ID supplied: ""')
         found = self._by_id.get(ref) or self._by_name.get(ref.removeprefix("/"))
         if found is None:
             full = ids.by_prefix(ref, self._by_id)

@@ -284,7 +284,7 @@ async def disk_usage(
         tellers = engine.build_cache_rows
         cache = [row for tell in tellers for row in await engine.run_blocking(tell)]
     return DiskUsage(
-        layers_size=layers_size,
+        layers_size=layers_size or 0,
         images=images,
         containers=rows,
         volumes=volume_rows,

@@ -37,6 +37,7 @@ log = logging.getLogger("sampan.engine")
 
 LIST_FILTERS = ("dangling", "driver", "label", "label!", "name")
 PRUNE_FILTERS = ("label", "label!", "all")
+ANONYMOUS = "com.docker.volume.anonymous"
 
 
 # -- verbs -----------------------------------------------------------------------------------------
@@ -46,6 +47,11 @@ async def create_volume(engine: Engine, request: VolumeCreateRequest) -> Volume:
     """Make a volume; one that is there under this name and driver is given back."""
     if request.cluster_volume_spec is not None:
         raise Unavailable(NO_SWARM)
+    if request.driver not in ("", "local"):
+        raise NotFound(
+            f"create {request.name}: error looking up volume plugin {request.driver}: "
+            f'plugin "{request.driver}" not found'
+        )
     is_new = not request.name or find(engine, request.name) is None
     record = await engine.run_blocking(
         engine.volumes.create,
@@ -60,11 +66,16 @@ async def create_volume(engine: Engine, request: VolumeCreateRequest) -> Volume:
     return _body(record)
 
 
+def labels_of(record: VolumeRecord) -> dict[str, str]:
+    """With the one that tells a volume without a name of its own."""
+    return {**record.labels, ANONYMOUS: ""} if record.anonymous else dict(record.labels)
+
+
 def _body(record: VolumeRecord, usage: VolumeUsage | None = None) -> Volume:
     return Volume(
         created_at=rfc3339nano(record.created_ns // 10**9 * 10**9),
         driver=record.driver,
-        labels=dict(record.labels) or None,
+        labels=labels_of(record) or None,
         mountpoint=str(record.mountpoint),
         name=record.name,
         options=dict(record.options) or None,
@@ -108,7 +119,7 @@ async def list_volumes(engine: Engine, filters: Filters) -> VolumeList:
             continue
         if "name" in filters and not any(text in record.name for text in filters["name"]):
             continue
-        if accepts_labels(record.labels, filters):
+        if accepts_labels(labels_of(record), filters):
             rows.append(_body(record))
     return VolumeList(volumes=sorted(rows, key=lambda row: row.name))
 
@@ -167,7 +178,9 @@ async def prune_volumes(
     deleted, space = [], 0
     try:
         for record in engine.volumes.list():
-            if record.name in users_by_volume(engine) or not accepts_labels(record.labels, filters):
+            if record.name in users_by_volume(engine) or not accepts_labels(
+                labels_of(record), filters
+            ):
                 continue
             if not (everything or record.anonymous):
                 continue

@@ -91,6 +91,8 @@ def amd64_level(flags: frozenset[str]) -> str:
 def parse_platform(text: str) -> Platform:
     """`linux/arm64/v8`, `linux`, `amd64`: as `--platform` takes it."""
     parts = text.strip().lower().split("/")
+    if len(parts) > 3:
+        raise InvalidArgument(f"{quoted(text)}: cannot parse platform specifier: invalid argument")
     if not 1 <= len(parts) <= 3 or not all(_is_word(part) for part in parts):
         raise InvalidArgument(
             f"{quoted(text)} is an invalid component of {quoted(text)}: "
