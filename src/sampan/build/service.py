@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +69,16 @@ class Made:
         await self.close()
 
 
-async def make(builder: Builder, request: BuildRequest, client: Client, sink: Sink) -> Made:
+async def make(
+    builder: Builder,
+    request: BuildRequest,
+    client: Client,
+    sink: Sink,
+    on_plans: Callable[[tuple[Planned, ...]], None] | None = None,
+) -> Made:
     """Perform a build, or answer its call. Raises DockerfileError, CommandFailed, ...; then nothing is left.
 
+    `on_plans` is called when the Dockerfile's part is done and the steps begin.
     A failure carries the Dockerfile as `source` (`frontend.Source`), where it was read, and its lines.
     """
     async with AsyncExitStack() as undo:
@@ -87,6 +94,8 @@ async def make(builder: Builder, request: BuildRequest, client: Client, sink: Si
             await frontend.read()
             made.source = frontend.source
             made.plans = await frontend.plans()
+            if on_plans is not None:
+                on_plans(made.plans)
             solver = Solver(
                 builder, host=request.host, inputs=frontend.inputs, board=board,
                 keep_failed=request.keep_failed,

@@ -60,8 +60,8 @@ class Build:
         self.session: Session | None = None
         self.request = SolveRequest()
         self.sources: dict[str, bytes] = {}  # Dockerfiles by name, for warnings
-        self.results: dict[str, Made] = {}  # by ref
-        self.chains: dict[str, str] = {}  # ref -> the layers of one platform
+        self.results: dict[str, asyncio.Task[Made]] = {}  # by ref; done, or in the making
+        self.platforms: dict[str, int] = {}  # ref -> which of the result's platforms
         self.lent: dict[str, Made] = {}  # other builds' results, by their refs
         self.returned: asyncio.Future[ReturnRequest] = asyncio.get_running_loop().create_future()
         self.tasks: set[asyncio.Task[object]] = set()  # calls of the client that work for it
@@ -102,11 +102,19 @@ class Build:
             return msgspec.structs.replace(event, digest=self._digests[digest], inputs=inputs)
         return msgspec.structs.replace(event, vertex=self._digests.get(event.vertex, event.vertex))
 
+    async def stop(self) -> None:
+        """End what is still being made."""
+        tasks = [task for task in self.results.values() if not task.done()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
     def finish(self) -> None:
         """Nothing more will happen."""
         self.is_over = True
         self.client = None
-        for task in self.tasks:
+        for task in (*self.tasks, *self.results.values()):
             task.cancel()
         if not self.returned.done():
             self.returned.cancel()

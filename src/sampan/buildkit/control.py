@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     from sampan.build.builder import Builder
     from sampan.build.context import Context
     from sampan.build.exporters import Response
+    from sampan.build.frontend import Planned
     from sampan.build.service import Made
 
 FRONTENDS = ("dockerfile.v0", "gateway.v0")
 GATHER_SECONDS = 0.01  # events that come together go in one message
 MOST_EVENTS = 1000
+
+OnPlans = Callable[[tuple["Planned", ...]], None] | None
+Making = asyncio.Task["Made"]
 
 
 class Control:
@@ -102,11 +106,12 @@ class Control:
 
     async def _release(self, build: Build) -> None:
         self.builds.end(build)
-        made = {id(each): each for each in build.results.values()}
+        tasks = list(dict.fromkeys(build.results.values()))
         build.results.clear()
-        build.chains.clear()
         build.lent.clear()
-        await asyncio.gather(*(each.close() for each in made.values()), return_exceptions=True)
+        for made in await asyncio.gather(*tasks, return_exceptions=True):
+            if not isinstance(made, BaseException):
+                await made.close()
 
     async def _perform(
         self,
@@ -120,9 +125,10 @@ class Control:
         async with AsyncExitStack() as held:
             client = Borrowed(self.engine, session, self.contexts, build.lent, uploaded)
             held.push_async_callback(client.close)
+            held.push_async_callback(build.stop)
             build.client, build.session = client, session
             self.builds.changed()
-            made = await (self.make(build, asked) if asked is not None else _driven(build))
+            made = await (self.start(build, asked) if asked is not None else _driven(build))
             if made is None:
                 return {}
             try:
@@ -144,19 +150,22 @@ class Control:
                 contexts[key] = f"docker-image://{image}"
         return msgspec.structs.replace(asked, contexts=contexts)
 
-    async def make(self, build: Build, request: BuildRequest) -> Made:
-        """The frontend's part, kept among the build's results until it ends."""
+    def start(self, build: Build, request: BuildRequest, on_plans: OnPlans = None) -> Making:
+        """Begin to make it; kept among the build's results until it ends."""
+        task = asyncio.ensure_future(self._make(build, request, on_plans))
+        build.results[f"result-{len(build.results)}"] = task
+        return task
+
+    async def _make(self, build: Build, request: BuildRequest, on_plans: OnPlans) -> Made:
         from sampan.build.service import make
 
         assert build.client is not None and build.session is not None
         try:
             request = await self._with_layouts(build.session, request)
             build.client.cache_from = request.cache_from
-            made = await make(self.builder, request, build.client, build.tell)
+            return await make(self.builder, request, build.client, build.tell, on_plans)
         except Exception as error:
             raise as_grpc(error, build) from error
-        build.results[f"made-{len(build.results)}"] = made
-        return made
 
     def asked(self, frontend: str, attrs: dict[str, str], request: m.SolveRequest) -> BuildRequest:
         """What a frontend's attributes ask for, with what the whole build allows."""
@@ -305,7 +314,7 @@ async def _driven(build: Build) -> Made | None:
     refs += [result.ref.id] if result.ref else []
     refs += [each.id for each in result.refs.refs.values()] if result.refs else []
     found = [build.results[ref] for ref in refs if ref in build.results]
-    return found[0] if found else None
+    return await found[0] if found else None
 
 
 def exports_of(request: m.SolveRequest) -> tuple[Export, ...]:

@@ -1,7 +1,7 @@
 """moby.buildkit.v1.frontend.LLBBridge: the calls of a client that drives a build, as buildx does.
 
     client: Control.Solve(ref, no frontend)                waits
-            LLBBridge.Solve(dockerfile.v0, attributes)     the build is made; a ref names the result
+            LLBBridge.Solve(dockerfile.v0, attributes)     the steps begin; a ref names the result
             LLBBridge.ReadFile, ReadDir, StatFile(ref)     looks into it
             LLBBridge.Return(ref)                          Control.Solve goes on with it
 
@@ -19,17 +19,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from sampan import ids
+from sampan.build.result import image_of
+from sampan.build.stack import Stack
 from sampan.build.stages import format_platform
 from sampan.buildkit import messages as m
 from sampan.buildkit.builds import Build
-from sampan.buildkit.control import Control
+from sampan.buildkit.control import Control, Making
 from sampan.buildkit.faults import Code, GrpcError
 from sampan.buildkit.link import Stream
 from sampan.buildkit.peek import list_directory, look_at, read_file
 from sampan.buildkit.wire import decode, encode
 
 if TYPE_CHECKING:
-    from sampan.build.service import Made
+    from sampan.build.frontend import Planned
 
 BUILD_ID = "buildkit-controlapi-buildid"
 RESULT = "sampan-result://"
@@ -99,14 +101,20 @@ class Gateway:
     async def _frontend(
         self, build: Build, request: m.GatewaySolveRequest
     ) -> m.GatewaySolveResponse:
+        """Answers when the Dockerfile's part is done; the steps go on meanwhile."""
         attrs = dict(request.frontend_opt)
         for key, definition in request.frontend_inputs.items():
-            self._take_input(build, attrs, key, definition)
+            await self._take_input(build, attrs, key, definition)
         asked = self._control.asked(request.frontend, attrs, build.request)
-        made = await self._control.make(build, asked)
-        return m.GatewaySolveResponse(result=_result(build, made))
+        plans: asyncio.Future[tuple[Planned, ...]] = asyncio.get_running_loop().create_future()
+        making = self._control.start(build, asked, plans.set_result)
+        await asyncio.wait((making, plans), return_when=asyncio.FIRST_COMPLETED)
+        if plans.done():
+            return m.GatewaySolveResponse(result=_result(build, making, plans.result()))
+        answer = (await making).answer  # or why there are no plans
+        return m.GatewaySolveResponse(result=m.Result(ref=m.Ref(), metadata=answer))
 
-    def _take_input(
+    async def _take_input(
         self, build: Build, attrs: dict[str, str], key: str, definition: m.Definition
     ) -> None:
         """Another build's result as a named context of this one."""
@@ -116,8 +124,7 @@ class Gateway:
         )
         if named is None or found is None:
             raise GrpcError(f"the input {key} is no result of this engine", Code.UNIMPLEMENTED)
-        assert build.client is not None
-        build.lent[named] = found
+        build.lent[named] = await asyncio.shield(found)
         for name, value in list(attrs.items()):
             if name.startswith("context:") and value == f"input:{key}":
                 attrs[name] = f"made:{named}"
@@ -130,7 +137,7 @@ class Gateway:
         return m.Empty()
 
     async def evaluate(self, stream: Stream, request: m.EvaluateRequest) -> m.Empty:
-        """Results here are made already."""
+        """Until a result is made."""
         await self._chain(stream, request.ref)
         return m.Empty()
 
@@ -147,11 +154,12 @@ class Gateway:
     # --- looking into a result
 
     async def _chain(self, stream: Stream, ref: str) -> str:
-        """The layers of a result of this build."""
+        """The layers of a result of this build, once it is made."""
         build = await self._build(stream)
-        if ref not in build.chains:
+        if ref not in build.platforms:
             raise GrpcError(f"no such ref: {ref}")
-        return build.chains[ref]
+        made = await asyncio.shield(build.results[ref])
+        return made.results[build.platforms[ref]].chain_id
 
     async def read_file(self, stream: Stream, request: m.ReadFileRequest) -> m.ReadFileResponse:
         """A file of a result, or a range of it."""
@@ -228,19 +236,19 @@ def result_named(definition: m.Definition) -> str | None:
     return None
 
 
-def _result(build: Build, made: Made) -> m.Result:
-    if made.answer:
-        return m.Result(ref=m.Ref(), metadata=made.answer)
+def _result(build: Build, making: Making, plans: tuple[Planned, ...]) -> m.Result:
+    """A ref for each platform, with the configuration that its image will have."""
     metadata = {}
     refs: dict[str, m.Ref] = {}
-    for built in made.results:
+    for number, planned in enumerate(plans):
         ref = ids.new_id()[:25]
-        build.results[ref] = made
-        build.chains[ref] = built.chain_id
-        name = format_platform(built.platform)
+        build.results[ref] = making
+        build.platforms[ref] = number
+        name = format_platform(planned.platform)
         refs[name] = m.Ref(id=ref, definition=definition_of(ref))
-        suffix = f"/{name}" if len(made.results) > 1 else ""
-        metadata[f"containerimage.config{suffix}"] = built.document.raw
+        suffix = f"/{name}" if len(plans) > 1 else ""
+        document = image_of(planned.outcome, Stack(), planned.platform, planned.epoch).document
+        metadata[f"containerimage.config{suffix}"] = document.raw
     if len(refs) == 1:
         return m.Result(ref=next(iter(refs.values())), metadata=metadata)
     return m.Result(refs=m.RefMap(refs=refs), metadata=metadata)
