@@ -424,6 +424,11 @@ class TestHostile:
         assert "made" not in shown
         assert "wrote" not in shown
 
+    def test_a_limit_that_cannot_be_kept_is_refused(self, user: User) -> None:
+        shown = user.docker("create", "--storage-opt", "size=50m", "busybox", check=False)
+        assert "--storage-opt size is not possible here" in shown
+        assert user.docker("ps", "-aq") == ""
+
     def test_what_the_user_may_not_mount(self, user: User) -> None:
         """A device of the host through a volume's options: mount(2) refuses who is root only in name."""
         options = ["--opt", "type=ext4", "--opt", "device=/dev/loop0"]

@@ -40,8 +40,14 @@ def make(directory: str, size_bytes: int) -> None:
     if size_bytes < SMALLEST:
         raise InvalidArgument(f"storage size {size_bytes} is below the minimum of {SMALLEST} bytes")
     program = next((path for path in _MKFS if os.access(path, os.X_OK)), None)
-    if program is None or shutil.disk_usage(directory).total < size_bytes:
-        why = "mkfs.ext4 is not installed" if program is None else "the disk is smaller than that"
+    why = ""
+    if program is None:
+        why = "mkfs.ext4 is not installed"
+    elif not os.access("/dev/loop-control", os.R_OK | os.W_OK):
+        why = "it needs root and loop devices"
+    elif shutil.disk_usage(directory).total < size_bytes:
+        why = "the disk is smaller than that"
+    if program is None or why:
         raise Unsupported(f"--storage-opt size is not possible here: {why}")
     image = os.path.join(directory, IMAGE)
     fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
