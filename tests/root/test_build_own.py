@@ -189,3 +189,23 @@ def test_a_link_layer_is_kept_when_what_is_below_changes(
         "run", "--rm", "own:link", "sh", "-c", "cat /deep/f /v; stat -c %a /tmp"
     ).stdout
     assert looks == "linked2\n1777\n"
+
+
+def test_a_context_from_standard_input(engine: EngineProcess, context: Path) -> None:
+    (context / "Dockerfile").write_text("FROM busybox\nCOPY . /all\nRUN ls /all\n")
+    (context / ".dockerignore").write_text("left\n")
+    (context / "left").write_text("out")
+    (context / "named").symlink_to("/etc")
+    (context / "dockerfile").symlink_to("/etc")
+    packed = subprocess.run(
+        ["tar", "-C", str(context), "-cz", "."], capture_output=True, check=True
+    ).stdout
+    done = engine.sampan("build", "--progress=plain", "--no-cache", "-", input=packed)
+    lines = done.stderr.splitlines()
+    assert [line.split()[-1] for line in lines if " named" in line] == ["named"]
+    assert not any(line.endswith(" left") for line in lines)
+
+
+def test_a_dockerfile_from_standard_input(engine: EngineProcess) -> None:
+    done = engine.sampan("build", "-q", "-", input="FROM busybox\nENV A=1\n")
+    assert done.stdout.startswith("sha256:")

@@ -51,6 +51,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     ssh: dict[str, str] = {}
     auths: dict[str, Auth] = {}
     keep_failed: bool = False
+    flat: bool = (
+        False  # the tar is the context, and holds the Dockerfile: it came from somewhere else
+    )
 
     def request(self) -> BuildRequest:
         """Raises InvalidArgument."""
@@ -103,13 +106,14 @@ class OwnClient:
         self, name: str, wanted: Wanted, progress: Callable[[int], None]
     ) -> Context:
         assert self._top is not None
+        if self._order.flat and name in (DOCKERFILE, CONTEXT):
+            if name == CONTEXT and wanted.exclude:
+                await self._builder.engine.run_blocking(self._top.leave_out, wanted.exclude)
+            return self._top
         place = name if name in (DOCKERFILE, CONTEXT) else f"named/{name}"
         part = self._parts.get(place)
         if part is None:
-            path = self._top.path / place
-            if ".." in place.split("/") or not path.is_dir() or path.is_symlink():
-                raise NotFound(f"local directory {name} was not sent")
-            part = self._parts[place] = Context(path)
+            part = self._parts[place] = Context(_below(self._top.path, place, name))
         return part
 
     async def secret(self, ident: str) -> bytes | None:
@@ -158,6 +162,16 @@ class OwnClient:
         top, self._top = self._top, None
         if top is not None:
             self._builder.dispose(top)
+
+
+def _below(top: Path, place: str, name: str) -> Path:
+    """A directory of the tar; a link on the way is not one, whoever put it there."""
+    path = top
+    for part in place.split("/"):
+        path = path / part
+        if part in ("", ".", "..") or path.is_symlink() or not path.is_dir():
+            raise NotFound(f"local directory {name} was not sent")
+    return path
 
 
 class _Relay:

@@ -47,6 +47,7 @@ def run(session: Session, options: Options) -> int:
         files.paths = _paths(session, order, files)
     log = _log(options, call)
     outputs = _Outputs(exports, order["cache_to"])
+    order["flat"] = files.archive is not None
     reply = session.client.call(
         "POST",
         "/build/run",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sampan.build.own import Order, _Relay, read_order
-from sampan.errors import InvalidArgument
+from sampan.build.own import Order, _below, _Relay, read_order
+from sampan.errors import InvalidArgument, NotFound
 
 
 def body(order: object) -> io.BytesIO:
@@ -55,6 +55,15 @@ def test_orders_that_are_none(raw: bytes, words: str) -> None:
 def test_attributes_that_mean_nothing(attributes: dict[str, str]) -> None:
     with pytest.raises(InvalidArgument):
         Order(attributes=attributes).request()
+
+
+def test_a_link_is_no_directory_that_was_sent(tmp_path: Path) -> None:
+    (tmp_path / "real/inner").mkdir(parents=True)
+    (tmp_path / "named").symlink_to("/")
+    assert _below(tmp_path, "real/inner", "inner") == tmp_path / "real/inner"
+    for place in ("named/etc", "named", "real/../named", "real/nowhere", "real//inner"):
+        with pytest.raises(NotFound, match="was not sent"):
+            _below(tmp_path, place, "x")
 
 
 def test_a_relay_leads_to_the_agent(tmp_path: Path) -> None:
