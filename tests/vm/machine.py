@@ -265,14 +265,21 @@ def base_sources(release: str) -> Iterator[tuple[Path, Path]]:
     for path in systemd:
         yield path, path
     yield library, library
-    # Where the interpreter itself looks, so that programs started by the tests find them too.
-    site = sysconfig.get_path(
-        "purelib", vars={"base": sys.base_prefix, "platbase": sys.base_prefix}
-    )
+    site = site_directory(interpreter)
     for package in sorted(site_packages()):
-        yield package, Path(site) / package.name
+        yield package, site / package.name
     for number, module in enumerate(module_files(release, GUEST_MODULES)):
         yield module, Path("/vm/modules") / f"{number:02d}-{module.name}"
+
+
+def site_directory(interpreter: Path) -> Path:
+    """Where the interpreter itself looks (Debian's own has a word of its own for it), so that programs started by the
+    tests find the packages too."""
+    question = "import site; print(site.getsitepackages()[0])"
+    answer = subprocess.run(
+        [interpreter, "-I", "-c", question], capture_output=True, text=True, check=True
+    )
+    return Path(answer.stdout.strip())
 
 
 def find_program(name: str) -> str | None:
