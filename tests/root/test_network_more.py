@@ -372,6 +372,18 @@ class TestDrivers:
         assert inside(engine, "box", "cat", "/proc/sys/net/ipv4/conf/eth0/log_martians") == "1\n"
 
 
+def test_a_bridge_that_somebody_deleted_comes_back_with_who_hung_on_it(
+    engine: EngineProcess, networks: Callable[..., str]
+) -> None:
+    networks("lost", "-o", "com.docker.network.bridge.name=lostbr0")
+    engine.docker("run", "-d", "--name", "web", "--network", "lost", "busybox", "sh", "-c", SERVE)
+    run("ip", "link", "del", "lostbr0")
+    engine.docker("run", "-d", "--name", "other", "--network", "lost", "busybox", "sleep", "1000")
+    assert eventually(
+        lambda: "web" in inside(engine, "other", "sh", "-c", "nc -w 1 web 80 </dev/null")
+    )
+
+
 class TestLivePorts:
     def test_added_ports_outlive_the_daemon(
         self, fresh_engine: EngineProcess, busybox_tar: Path, neighbour: Neighbour

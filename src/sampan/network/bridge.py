@@ -82,6 +82,18 @@ def _bridge_address(network: NetworkRecord) -> bytes:
     return b"\x02\x42" + hashlib.sha256(network.id.encode()).digest()[:4]
 
 
+def hang_on(link: netlink.Netlink, name: str, bridge: int, *, isolated: bool) -> None:
+    """Make a link a port of a bridge, where it is still there; an isolated one reaches no other isolated port."""
+    try:
+        link.send(netlink.set_link(name=name, master=bridge))
+        if isolated:
+            port = netlink.link_by_name(link, name).index
+            link.send(netlink.set_bridge_port(port, isolated=True))
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.ENXIO):
+            raise
+
+
 def delete_bridge(link: netlink.Netlink, name: str) -> None:
     """Idempotent."""
     try:

@@ -181,6 +181,11 @@ class NetworkManager:
     def _ensure_bridge(self, link: netlink.Netlink, record: NetworkRecord) -> int:
         mtu = int(record.option(MTU) or self.settings.mtu or 1500)
         index = bridge.ensure_bridge(link, record, mtu=mtu)
+        if self._bridges.get(record.id, index) != index:
+            # Somebody deleted the bridge, and it was made anew: who hung on it hangs on it again.
+            for member in self.table.of_network(record.id):
+                isolated = not record.flag(ICC, default=True)
+                bridge.hang_on(link, member.host_link, index, isolated=isolated)
         self._bridges[record.id] = index
         return index
 
@@ -632,11 +637,15 @@ class NetworkManager:
 
     @staticmethod
     def _routers(networks: list[NetworkRecord], members: list[EndpointRecord]) -> dict[str, str]:
-        """The hardware addresses of the bridges that have limited endpoints."""
+        """The hardware addresses of the bridges that have limited endpoints; of one that somebody deleted, nobody's."""
         wanted = {e.network_id for e in members if e.egress is not None and e.host_link}
+        found = {}
         with netlink.Netlink() as link:
-            return {
-                network.id: netlink.link_by_name(link, network.bridge).address.hex(":")
-                for network in networks
-                if network.id in wanted
-            }
+            for network in networks:
+                if network.id in wanted:
+                    try:
+                        address = netlink.link_by_name(link, network.bridge).address
+                    except OSError:
+                        address = bytes(6)
+                    found[network.id] = address.hex(":")
+        return found
