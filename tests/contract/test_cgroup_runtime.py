@@ -62,7 +62,9 @@ class Runtime:
         spec["process"]["terminal"] = False
         spec["linux"]["resources"] = {}
         kinds = spec["linux"]["namespaces"]
-        if {"type": "cgroup"} not in kinds:  # runc's `spec` asks for one on v2 only, and so does ours
+        if {
+            "type": "cgroup"
+        } not in kinds:  # runc's `spec` asks for one on v2 only, and so does ours
             kinds.append({"type": "cgroup"})
         return spec
 
