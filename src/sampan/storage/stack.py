@@ -32,6 +32,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -55,6 +56,10 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 _HALF_MADE = ("staging", "incoming")
+# As long as ext4 keeps freed inodes from use, and as far as a tree's inodes lie from its top's: mkfs's groups, sixteen of 8,192.
+_RECENT_S = 360.0
+_NEAR = 131_072
+_TRIES = 12
 
 
 class LayerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +147,7 @@ class LayerStore:
         self._active: dict[str, ActiveRecord] = {}
         self._children: dict[str, int] = {}
         self._shown: set[str] = set()  # indexed layers that are mounted
+        self._freed: list[tuple[float, int]] = []  # when trees were removed, and their inodes
         for name in ("", "layers", "active", "i", "l", "incoming", "staging", "empty"):
             os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
         spread_over_disk(os.path.join(self.root, "incoming"))
@@ -154,7 +160,7 @@ class LayerStore:
     def stage(
         self, layer: Readable, *, limits: Limits | None = None, blob: str = ""
     ) -> StagedLayer:
-        path = self._new_staging("incoming")
+        path = self._new_incoming()
         try:
             os.mkdir(os.path.join(path, "fs"), 0o755)
             fd = open_directory(os.path.join(path, "fs"))
@@ -291,6 +297,7 @@ class LayerStore:
                 source = os.path.join(self.root, "active", name)
             target = os.path.join(self.root, "staging", secrets.token_hex(8))
             os.rename(source, target)
+            self._freed.append((time.monotonic(), os.stat(target).st_ino))
             if name in self._layers:
                 del self._layers[name]
                 self._forget_child(record.parent)
@@ -352,6 +359,18 @@ class LayerStore:
         path = os.path.join(self.root, where, secrets.token_hex(8))
         os.mkdir(path, 0o700)
         return path
+
+    def _new_incoming(self) -> str:
+        """A place for a layer's files that is not where those of another were removed just now (see tree.py)."""
+        now = time.monotonic()
+        self._freed = [(then, inode) for then, inode in self._freed if now - then < _RECENT_S]
+        for _ in range(_TRIES if self._freed else 1):
+            path = self._new_staging("incoming")
+            here = os.stat(path).st_ino
+            if all(abs(here - inode) > _NEAR for _, inode in self._freed):
+                return path
+            os.rmdir(path)
+        return self._new_staging()
 
     @contextmanager
     def scratch(self) -> Iterator[str]:

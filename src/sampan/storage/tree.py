@@ -42,9 +42,9 @@ def open_directory(path: str | bytes, dir_fd: int | None = None) -> int:
 def spread_over_disk(path: str) -> None:
     """Let each directory that is made in this one start in a part of the disk of its own, where the file system can.
 
-    ext4 puts a tree beside its parent, and does not give out inodes there that were freed in the last minutes: each
-    file then costs a scan over all of them (up to a millisecond where some thousand were removed). A layer that is
-    unpacked after another was removed took ten times as long for that. Source: chattr(1) "T"; ialloc.c of the kernel.
+    ext4 puts a tree beside its parent. Without a journal it also does not give out inodes that were freed in the last
+    minutes, and each new file then costs a scan over all of them: up to a millisecond where some thousand were removed.
+    Source: chattr(1) "T"; find_inode_bit() in fs/ext4/ialloc.c.
     """
     fd = open_directory(path)
     try:

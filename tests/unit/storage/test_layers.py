@@ -14,15 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sampan.storage import layers
+from sampan.storage import layers, stack
 from sampan.storage.copying import CopyRules, copy_tree
 from sampan.storage.extract import Rules, Whiteouts
 from sampan.storage.layers import ADDED, DELETED, MODIFIED, Change
 from sampan.storage.pack import PackRules, archive, pack
 from sampan.storage.tar import DIRECTORY, FILE, LINK, SYMLINK, Entry, TarError
 from sampan.storage.tar_reader import TarReader
-from sampan.storage.tar_writer import header, padded
+from sampan.storage.tar_writer import END, header, padded
 from sampan.storage.tree import remove_tree, size_of, spread_over_disk
+from sampan.storage.vfs import VfsSnapshotter
 from tests.unit.storage.tarkit import directory, file, hardlink, stream, symlink
 
 IS_ROOT = os.geteuid() == 0
@@ -534,3 +535,21 @@ def is_ext4(path: Path) -> bool:
         ["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True
     )
     return kind.stdout.strip() == "ext2/ext3"
+
+
+def test_a_layer_is_not_unpacked_where_another_was_just_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = VfsSnapshotter(tmp_path)
+    layer = file(b"a", b"1") + END
+    with store.stage(io.BytesIO(layer)) as staged:
+        assert Path(staged.path).parent.parent.name == "incoming"
+        staged.publish("sha256:" + "1" * 64, None)
+    store.remove("sha256:" + "1" * 64)
+    monkeypatch.setattr(stack, "_NEAR", 1 << 62)  # the whole disk is near
+    with store.stage(io.BytesIO(layer)) as staged:
+        assert Path(staged.path).parent.parent.name == "staging"
+    assert os.listdir(tmp_path / "incoming") == []
+    monkeypatch.setattr(stack, "_RECENT_S", 0.0)
+    with store.stage(io.BytesIO(layer)) as staged:
+        assert Path(staged.path).parent.parent.name == "incoming"
