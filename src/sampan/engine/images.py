@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -43,6 +44,7 @@ Auth = dict[str, str] | None
 
 LIST_FILTERS = ("dangling", "label", "label!", "before", "since", "reference", "until")
 PRUNE_FILTERS = ("dangling", "until", "label", "label!")
+FEW_IMAGES = 32
 
 
 # -- helpers ---------------------------------------------------------------------------------------
@@ -415,7 +417,7 @@ async def list_images(
     check_filters(filters, LIST_FILTERS)
     del digests  # they are always there
     use = image_views.uses(engine) if version >= (1, 51) else None
-    return await engine.run_blocking(
+    rows = partial(
         image_views.rows,
         engine.catalog,
         filters,
@@ -425,6 +427,10 @@ async def list_images(
         version=version,
         uses=use,
     )
+    # What rows are made of is in memory after the first time: for a few, a thread costs more than the work.
+    if len(engine.catalog.table.entries) <= FEW_IMAGES and not shared_size:
+        return rows()
+    return await engine.run_blocking(rows)
 
 
 async def inspect(
@@ -436,9 +442,8 @@ async def inspect(
     version: tuple[int, int] = (1, 51),
 ) -> ImageInspect:
     image = await resolve(engine, name, platform=platform)
-    return await engine.run_blocking(
-        image_views.inspect_body, engine, image, manifests=manifests, version=version
-    )
+    # One small document, and in memory after the first time.
+    return image_views.inspect_body(engine, image, manifests=manifests, version=version)
 
 
 async def history(engine: Engine, name: str, platform: str = "") -> list[HistoryItem]:
