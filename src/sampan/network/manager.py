@@ -1,7 +1,7 @@
 """Networks and endpoints: the one place that changes them, in records and in the kernel.
 
     catalog.py    which networks there are      table.py    who is in them      services.py    ports and names
-    bridge.py, endpoint.py    links             firewall.py, rules.py    rules
+    bridge.py, endpoint.py    links             firewall.py, rules.py    rules     limits.py    --egress
 
     create ... remove          a network
     join ... leave             all of a container's endpoints, at its start and end
@@ -30,10 +30,11 @@ from sampan.errors import (
     PermissionDenied,
     Unavailable,
 )
-from sampan.linux import conntrack, netlink, nft
+from sampan.linux import netlink, nft
 from sampan.network import bridge, egress, endpoint, ipam
 from sampan.network.catalog import MTU, NetworkCatalog
 from sampan.network.firewall import Firewall, RuleWatch, may_configure
+from sampan.network.limits import Limits, wished
 from sampan.network.records import (
     Egress,
     EndpointRecord,
@@ -67,6 +68,10 @@ class NetworkManager:
         self.services = Services(settings, self.catalog, self.table, self.firewall, self._lock)
         self.firewall.on_applied = self.services.regrant
         self.may_configure = may_configure()
+        self.limits = Limits(
+            self.catalog, self.table, self.firewall, self.services, self._lock,
+            can_limit=settings.firewall and self.may_configure,
+        )  # fmt: skip
         self._bridges: dict[str, int] = {}
 
     # --- start and stop
@@ -242,7 +247,7 @@ class NetworkManager:
         """
         with ExitStack() as undo:
             taken = self._take_addresses(wish, undo)
-            self._limit(taken, undo)
+            self.limits.put(taken, undo)
             namespace = endpoint.Namespace.new()
             undo.callback(namespace.close)
             endpoint.loopback_up(namespace)
@@ -255,108 +260,13 @@ class NetworkManager:
             undo.pop_all()
         return Sandbox(netns_fd=namespace.take(), endpoints=tuple(taken))
 
-    def _limit(self, taken: list[EndpointRecord], undo: ExitStack) -> None:
-        """Put the limits of these endpoints into the kernel, before a packet of theirs can pass."""
-        if all(e.egress is None for e in taken):
-            return
-        undo.callback(self._unlimit, taken)
-        self._apply_limits()
-
-    def _apply_limits(self) -> None:
-        if not (self.settings.firewall and self.may_configure):
-            raise Unavailable(
-                "this engine sets no firewall rules: it cannot limit where a container connects"
-            )
-        try:
-            self.firewall.apply()
-        except OSError as error:
-            raise Internal(
-                f"cannot limit where the container connects: {error.strerror}: {error.filename}",
-                hint="this needs nf_tables with the bridge family and sets of ranges (Linux 5.7)",
-            ) from error
-
-    def _unlimit(self, left: list[EndpointRecord]) -> None:
-        """Their limits are gone with their records; the rules follow."""
-        if (
-            any(e.egress is not None for e in left)
-            and self.settings.firewall
-            and self.may_configure
-        ):
-            for each in left:
-                self.table.forget(each)
-            self.firewall.apply()
-
     def set_egress(self, wish: SandboxWish, netns_fd: int) -> tuple[EndpointRecord, ...]:
         """The wish's limits for a running container; None lifts them. Connections that it no longer may have end."""
-        with self._lock:
-            before = self.endpoints_of(wish.container_id)
-            after = [
-                msgspec.structs.replace(
-                    e, egress=self._egress_of(self.catalog.records[e.network_id], wish, e.gateway4)
-                )
-                for e in before
-            ]
-            for each in after:
-                self.table.put(each)
-        try:
-            self._apply_limits()
-        except BaseException:
-            for each in before:
-                self.table.put(each)
-            raise
-        if any(e.asks_us for e in after):
-            with ExitStack() as undo:
-                self.services.serve(wish, after, netns_fd, undo)
-                undo.pop_all()
-        else:
-            self.services.keeper.request({"op": "names-drop", "container": wish.container_id})
-        self._cut(after)
-        return tuple(after)
-
-    def _cut(self, limited: list[EndpointRecord]) -> None:
-        """Have the kernel forget what these endpoints began and may not have begun now."""
-        sources = {ipam.parse_address(a).packed for a in egress.sources(limited)}
-        if not sources:
-            return
-        entries = next(e.egress or () for e in limited if e.egress is not None)
-        granted = {g.address for g in self.services.grants(limited[0].container_id)[0]}
-        allowed = egress.networks_of(
-            (*entries, *(f"{address}/{128 if ':' in address else 32}" for address in granted))
-        )
-        with netlink.Netlink(netlink.NETLINK_NETFILTER) as link:
-            conntrack.forget(
-                link,
-                lambda source, target: source in sources and not egress.covers(allowed, target),
-            )
-
-    def _egress_of(
-        self, network: NetworkRecord, wish: SandboxWish, gateway: str
-    ) -> tuple[str, ...] | None:
-        """A container's own list, else its network's; with the addresses of the names in its own /etc/hosts."""
-        entries, default = wish.egress, network.option(egress.ANNOTATION)
-        if entries is None and default:
-            entries = egress.parse(default)
-        if entries is None:
-            return None
-        if network.driver not in ("bridge", "null"):
-            raise InvalidArgument(
-                f"where a container connects cannot be limited on a network of driver {network.driver!r}: only on a bridge"
-            )
-        hosts = {n: gateway if a == "host-gateway" else a for n, a in wish.hosts.items()}
-        return egress.with_hosts(entries, hosts)
+        return self.limits.change(wish, netns_fd)
 
     def egress_of(self, container_id: str) -> Egress:
         """Where a running container may connect, and what came of it."""
-        limited = [e for e in self.endpoints_of(container_id) if e.egress is not None]
-        if not limited:
-            return Egress()
-        dropped = 0
-        for address in egress.sources(limited):
-            packed = ipam.parse_address(address).packed
-            counted = self.firewall.counted(f"limited{6 if ':' in address else 4}")
-            dropped += counted.get(packed, (0, 0))[0]
-        grants, refused = self.services.grants(container_id)
-        return Egress(entries=limited[0].egress, grants=grants, refused=refused, dropped=dropped)
+        return self.limits.show(container_id)
 
     def join_host(self, container_id: str, name: str, network: str = "host") -> EndpointRecord:
         """A record for a container that uses the host's namespace, or none at all."""
@@ -406,7 +316,7 @@ class NetworkManager:
             host_link=endpoint.host_link_name(identity) if network.driver == "bridge" else "",
             aliases=wish.aliases, dns_names=self._dns_names(network, sandbox, wish), links=wish.links,
             gateway_priority=wish.gateway_priority, driver_options=wish.driver_options,
-            dns=sandbox.dns, egress=self._egress_of(network, sandbox, gateway4),
+            dns=sandbox.dns, egress=wished(network, sandbox, gateway4),
         )  # fmt: skip
 
     @staticmethod
@@ -513,7 +423,7 @@ class NetworkManager:
         if any(e.asks_us for e in mine):
             self.services.keeper.request({"op": "names-drop", "container": container_id})
             self.services.tell_zones({e.network_id for e in mine if e.dns_names})
-        self._unlimit(mine)
+        self.limits.lift(mine)
         return mine
 
     def connect(self, wish: EndpointWish, sandbox: SandboxWish, netns_fd: int) -> EndpointRecord:
@@ -525,7 +435,7 @@ class NetworkManager:
                 made = self._allocate(wish, sandbox, number)
                 self.table.put(made)
                 undo.callback(self.table.forget, made)
-            self._limit([made], undo)
+            self.limits.put([made], undo)
             namespace = endpoint.Namespace.of(netns_fd)
             undo_namespace = ExitStack()
             with undo_namespace:
@@ -571,7 +481,7 @@ class NetworkManager:
                 self.services.renew(container_id, list(rest))
             else:
                 self.services.keeper.request({"op": "names-drop", "container": container_id})
-        self._unlimit([made])
+        self.limits.lift([made])
         return made
 
     def rename(self, container_id: str, name: str) -> None:
@@ -629,23 +539,8 @@ class NetworkManager:
             networks = self.catalog.all()
             members = self.table.all()
         published = [t for e in members for t in translations(e, e.ports)]
-        limited = egress.limits(members, self._routers(networks, members))
+        limited = egress.limits(members, self.limits.routers(networks, members))
         tables = [ruleset(self.settings.instance, networks, published, limited)]
         if limited:
             tables.append(egress.guard(self.settings.instance, limited))
         return tables
-
-    @staticmethod
-    def _routers(networks: list[NetworkRecord], members: list[EndpointRecord]) -> dict[str, str]:
-        """The hardware addresses of the bridges that have limited endpoints; of one that somebody deleted, nobody's."""
-        wanted = {e.network_id for e in members if e.egress is not None and e.host_link}
-        found = {}
-        with netlink.Netlink() as link:
-            for network in networks:
-                if network.id in wanted:
-                    try:
-                        address = netlink.link_by_name(link, network.bridge).address
-                    except OSError:
-                        address = bytes(6)
-                    found[network.id] = address.hex(":")
-        return found
