@@ -9,6 +9,7 @@ import msgspec
 
 from sampan.engine import merge
 from sampan.engine.image_views import run_config
+from sampan.engine.words import parse_signal
 from sampan.errors import Conflict, NotFound, SampanError
 from sampan.images.assemble import assemble, extend, parts_of
 from sampan.images.cancel import Cancel
@@ -134,4 +135,7 @@ def _configuration(
     base = run_config(msgspec.structs.replace(own, hostname="", domainname=""))
     if given is not None and given != ContainerConfig():
         base = run_config(merge.merge(given, base))
-    return apply_changes(base, changes)
+    config = apply_changes(base, changes)
+    if config.stop_signal != base.stop_signal:
+        parse_signal(config.stop_signal)  # raises for one that there is not
+    return config

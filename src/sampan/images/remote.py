@@ -7,7 +7,7 @@ Sources: distribution's token specification (`offline_token`), Docker Hub's v1 s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import msgspec
@@ -28,7 +28,7 @@ from sampan.spec.image import (
     decode_json,
     parse_image_document,
 )
-from sampan.spec.reference import DEFAULT_DOMAIN, Reference, split_domain
+from sampan.spec.reference import DEFAULT_DOMAIN, Reference, quoted, split_domain
 
 SEARCH_HOST = "index.docker.io"
 SEARCH_BODY_LIMIT = 8 * 1024 * 1024
@@ -130,6 +130,7 @@ def search(
         raise InvalidArgument(
             f"invalid repository name: repository name ({term[:64]}) should not have a scheme"
         )
+    wanted = _wanted(filters or {})
     domain, words = split_domain(term)
     if domain == DEFAULT_DOMAIN:
         host, words = SEARCH_HOST, words.removeprefix("library/")
@@ -159,7 +160,7 @@ def search(
         finally:
             transport.close()
         found = decode_json(_decode_results, body, "search result").results
-        return [_row(result, domain) for result in found if _accepts(result, filters or {})][:limit]
+        return [_row(result, domain) for result in found if wanted.accepts(result)][:limit]
     assert failure is not None
     if isinstance(failure, ConnectionFailed):
         failure.hint = offline_hint()
@@ -183,25 +184,38 @@ def _row(result: _Result, domain: str) -> dict[str, Any]:
     }
 
 
-def _accepts(result: _Result, filters: Mapping[str, Sequence[str]]) -> bool:
-    for text in filters.get("is-official", ()):
-        if result.is_official != _boolean("is-official", text):
-            return False
-    for text in filters.get("is-automated", ()):
-        if result.is_automated != _boolean("is-automated", text):
-            return False
+class _Wanted(NamedTuple):
+    """The filters, read before anybody is asked."""
+
+    official: bool | None
+    automated: bool | None
+    stars: int  # at least
+
+    def accepts(self, result: _Result) -> bool:
+        return (
+            self.official in (None, result.is_official)
+            and self.automated in (None, result.is_automated)
+            and result.star_count >= self.stars
+        )
+
+
+def _wanted(filters: Mapping[str, Sequence[str]]) -> _Wanted:
+    stars = 0
     for text in filters.get("stars", ()):
-        wanted = units.parse_uint(text)
-        if wanted is None:
-            raise InvalidArgument(f"invalid filter 'stars={text[:64]}'")
-        if result.star_count < wanted:
-            return False
-    return True
+        least = units.parse_uint(text)
+        if least is None:
+            raise InvalidArgument(
+                f"invalid filter 'stars={text[:64]}': "
+                f"strconv.Atoi: parsing {quoted(text[:64])}: invalid syntax"
+            )
+        stars = max(stars, least)
+    return _Wanted(_boolean("is-official", filters), _boolean("is-automated", filters), stars)
 
 
-def _boolean(name: str, text: str) -> bool:
-    if text.lower() in {"true", "1"}:
-        return True
-    if text.lower() in {"false", "0"}:
-        return False
-    raise InvalidArgument(f"invalid filter '{name}={text[:64]}'")
+def _boolean(name: str, filters: Mapping[str, Sequence[str]]) -> bool | None:
+    """None where it was not asked for."""
+    values = filters.get(name, ())
+    truths = {value in ("1", "true") for value in values if value in ("0", "1", "false", "true")}
+    if values and len(truths) != 1:
+        raise InvalidArgument(f"invalid filter '{name}=[{' '.join(values)[:64]}]'")
+    return truths.pop() if truths else None

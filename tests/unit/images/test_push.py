@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sampan.errors import InvalidArgument, NotFound, SampanError
+from sampan.images import remote
 from sampan.images.archive import load
 from sampan.images.catalog import Catalog
 from sampan.images.endpoints import RegistryConfig
@@ -185,3 +186,13 @@ def test_distribution_inspect_and_search(
     assert [row["name"] for row in rows] == [f"{registry.host}/a", f"{registry.host}/b"]
     rows = remote.search(registries, f"{registry.host}/x", 5, {"stars": ["5"]})
     assert [row["star_count"] for row in rows] == [10]
+
+
+@pytest.mark.parametrize(
+    "filters", [{"stars": ["a"]}, {"is-official": ["maybe"]}, {"is-automated": ["true", "false"]}]
+)
+def test_a_bad_search_filter_is_refused_before_anybody_is_asked(
+    registries: RegistryConfig, filters: dict[str, list[str]]
+) -> None:
+    with pytest.raises(InvalidArgument, match="invalid filter '"):
+        remote.search(registries, "127.0.0.1:1/x", filters=filters)
