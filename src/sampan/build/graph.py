@@ -59,20 +59,12 @@ class Label:
     @property
     def title(self) -> str:
         """`[build 2/5] RUN make`, as build logs show it."""
-        return self._titled(self.name)
-
-    @property
-    def link_title(self) -> str:
-        """The same of the second half of a COPY --link: laying the layer onto the others."""
-        return self._titled("LINK " + self.name)
-
-    def _titled(self, name: str) -> str:
         if not self.total:
-            return name
+            return self.name
         width = len(str(self.total))
         front = f"{self.platform} " if self.platform else ""
         front += f"{self.stage} " if self.stage else ""
-        return f"[{front}{self.number:>{width}}/{self.total}] {name}"
+        return f"[{front}{self.number:>{width}}/{self.total}] {self.name}"
 
 
 class Scratch(msgspec.Struct, frozen=True, tag=True):

@@ -33,7 +33,6 @@ from sampan.spec.image import (
 from sampan.spec.reference import digest_hex, digest_of
 
 if TYPE_CHECKING:
-    from sampan.images.registry import Repository
     from sampan.storage.tar import Readable
 
 CACHE_CONFIG = "application/vnd.buildkit.cacheconfig.v0"
@@ -169,11 +168,6 @@ def from_directory(directory: Context) -> dict[str, Found]:
         return (directory.path / path(descriptor)).open("rb")
 
     return from_artifact(read(lines[0]), read, opened)
-
-
-def from_repository(repository: Repository, tag: str) -> bytes:
-    """Blocking: the manifest under a name, whatever it is of."""
-    return repository.fetch_manifest(tag).raw
 
 
 def only(records: Mapping[str, CacheRecord], chain_ids: Iterable[str]) -> dict[str, CacheRecord]:
