@@ -92,9 +92,15 @@ def personality_steps(spec: Spec) -> list[Step]:
     return [Step(f"set personality {personality['domain']}", security.set_personality, persona)]
 
 
-def scheduling_steps(process: Process) -> list[Step]:
+def scheduling_steps(process: Process, spec: Spec) -> list[Step]:
     """scheduler and ioPriority."""
     steps = []
+    blame = "error setting scheduler policy"
+    limits: Mapping[str, Any] = spec.get("linux", {}).get("resources", {}).get("cpu") or {}
+    if limits.get("cpus") and (process.get("scheduler") or {}).get("policy") == "SCHED_DEADLINE":
+        blame += (
+            ": process scheduler can't be used together with AllowedCPUs"  # sched(7), runc's words
+        )
     scheduler = process.get("scheduler")
     if scheduler:
         flags = 0
@@ -110,7 +116,7 @@ def scheduling_steps(process: Process) -> list[Step]:
             Step(
                 f"schedule by {scheduler['policy']}", security.set_scheduler, policy, flags,
                 scheduler.get("nice", 0), scheduler.get("priority", 0), times,
-                blame="error setting scheduler policy",
+                blame=blame,
             )
         )  # fmt: skip
     priority = process.get("ioPriority")

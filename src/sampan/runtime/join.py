@@ -156,7 +156,7 @@ def _before(process: Process, spec: Spec, container_id: str) -> list[Step]:
     steps.append(Step("join the container's namespaces", join_namespaces))
     steps.append(Step("become root of the user namespace", identity.become_root))
     steps.append(Step("find the root", identity.use_current_root))
-    steps += scheduling_steps(process)
+    steps += scheduling_steps(process, spec)
     steps += [*memory_policy_steps(spec), *personality_steps(spec)]
     steps.append(
         Step(

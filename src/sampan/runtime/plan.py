@@ -331,7 +331,7 @@ def _process_steps(
         steps.append(
             Step("join a session keyring", security.new_keyring, f"_ses.{container_id}", label)
         )
-    steps += scheduling_steps(process)
+    steps += scheduling_steps(process, spec)
     return [*steps, *memory_policy_steps(spec), *personality_steps(spec)]
 
 
