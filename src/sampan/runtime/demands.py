@@ -96,8 +96,10 @@ def scheduling_steps(process: Process, spec: Spec) -> list[Step]:
     """scheduler and ioPriority."""
     steps = []
     blame = "error setting scheduler policy"
-    limits: Mapping[str, Any] = spec.get("linux", {}).get("resources", {}).get("cpu") or {}
-    if limits.get("cpus") and (process.get("scheduler") or {}).get("policy") == "SCHED_DEADLINE":
+    resources: Any = spec.get("linux", {}).get("resources") or {}
+    if (resources.get("cpu") or {}).get("cpus") and (process.get("scheduler") or {}).get(
+        "policy"
+    ) == "SCHED_DEADLINE":
         blame += (
             ": process scheduler can't be used together with AllowedCPUs"  # sched(7), runc's words
         )
