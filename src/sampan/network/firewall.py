@@ -63,6 +63,11 @@ class Firewall:
             self._foreign.open(self._netlink(), _bridges(wanted))
         self.on_applied()
 
+    def meet_legacy(self) -> None:
+        """Before a container starts: let it through where the old xtables came into use meanwhile. Cheap if not."""
+        if self._foreign.has_new_legacy():
+            self.apply()
+
     def publish(self, added: Iterable[Translation]) -> None:
         """Add ports to the maps; where the table is gone, put it back with them. Raises OSError."""
         self._change(added, nft.add_elements)

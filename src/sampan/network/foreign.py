@@ -41,15 +41,20 @@ class ForeignTables:
         self._bridges: list[str] = []
         self._passed: dict[tuple[str, str], tuple[str, ...]] = {}
         self._told_firewalld = False
+        self._legacy: set[str] = set()
 
     def open(self, link: netlink.Netlink, bridges: Sequence[str]) -> None:
         """Let these bridges through wherever somebody drops. Raises OSError where a table refuses."""
         self._bridges = list(bridges)
         self._passed.clear()
         self._settle(link, list(nft_read.chains(link)))
-        for program, names in LEGACY:
-            if _uses_legacy(names):
-                _legacy(program, self.chain, self._bridges)
+        self._legacy = {program for program, names in LEGACY if _uses_legacy(names)}
+        for program in sorted(self._legacy):
+            _legacy(program, self.chain, self._bridges)
+
+    def has_new_legacy(self) -> bool:
+        """Whether the old xtables came into use since the doors were opened: the kernel tells nobody of them."""
+        return any(program not in self._legacy and _uses_legacy(names) for program, names in LEGACY)
 
     def close(self, link: netlink.Netlink) -> None:
         """Take back what was put into other people's tables. Idempotent."""

@@ -248,6 +248,8 @@ class NetworkManager:
         with ExitStack() as undo:
             taken = self._take_addresses(wish, undo)
             self.limits.put(taken, undo)
+            if self.settings.firewall and self.may_configure:
+                self.firewall.meet_legacy()
             namespace = endpoint.Namespace.new()
             undo.callback(namespace.close)
             endpoint.loopback_up(namespace)
