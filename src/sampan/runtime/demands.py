@@ -95,16 +95,13 @@ def personality_steps(spec: Spec) -> list[Step]:
 def scheduling_steps(process: Process, spec: Spec) -> list[Step]:
     """scheduler and ioPriority."""
     steps = []
-    blame = "error setting scheduler policy"
-    resources: Any = spec.get("linux", {}).get("resources") or {}
-    if (resources.get("cpu") or {}).get("cpus") and (process.get("scheduler") or {}).get(
-        "policy"
-    ) == "SCHED_DEADLINE":
-        blame += (
-            ": process scheduler can't be used together with AllowedCPUs"  # sched(7), runc's words
-        )
     scheduler = process.get("scheduler")
     if scheduler:
+        blame = "error setting scheduler policy"
+        resources: Any = spec.get("linux", {}).get("resources") or {}
+        if scheduler["policy"] == "SCHED_DEADLINE" and (resources.get("cpu") or {}).get("cpus"):
+            # sched(7); the words are runc's
+            blame += ": process scheduler can't be used together with AllowedCPUs"
         flags = 0
         for name in scheduler.get("flags") or ():
             flags |= lookup(c.SCHED_FLAGS, name, "process.scheduler.flags")
