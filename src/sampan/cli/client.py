@@ -355,7 +355,8 @@ def refusal(reply: Reply) -> Refused:
     """The engine's message, or what there is of one."""
     body = reply.read()
     try:
-        reason = wire.loads(body)["message"]
-    except (ValueError, KeyError, TypeError):
+        said = wire.loads(body)
+        return Refused(reply.status, str(said["message"]).strip(), str(said.get("hint", "")))
+    except (ValueError, KeyError, TypeError, AttributeError):
         reason = body.decode("utf-8", "replace").strip() or f"HTTP status {reply.status}"
-    return Refused(reply.status, str(reason).strip())
+    return Refused(reply.status, reason)

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 
 class Failure(Exception):
-    """`message` goes to stderr as it is; an empty one only sets the status."""
+    """`message` goes to stderr as it is; an empty one only sets the status.
 
-    def __init__(self, message: str = "", *, status: int = 1) -> None:
+    `hint`: what to do next, for a person only: it is shown where stderr is a terminal, and docker has no such line.
+    """
+
+    def __init__(self, message: str = "", *, status: int = 1, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.status = status
+        self.hint = hint
 
 
 class Usage(Failure):
@@ -42,8 +46,8 @@ class Usage(Failure):
 class Refused(Failure):
     """The engine said no; `code` is the HTTP status, `reason` its own words."""
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"Error response from daemon: {reason}")
+    def __init__(self, code: int, reason: str, hint: str = "") -> None:
+        super().__init__(f"Error response from daemon: {reason}", hint=hint)
         self.code = code
         self.reason = reason
 

@@ -102,6 +102,8 @@ def report(failure: Failure, command: Command | None) -> int:
             status = 125
     if message:
         warn(message)
+        if failure.hint and posix.isatty(2):
+            warn(f"({failure.hint})")
     return status
 
 

@@ -86,6 +86,7 @@ def _with_status(failure: Failure) -> Failure:
         status = 126
     failed = building.failed(text, "run")
     failed.status = status
+    failed.hint = failure.hint
     return failed
 
 

@@ -6,12 +6,12 @@ import _socket
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from sampan.cli import streams
-from sampan.cli.client import Client, escape, query_string
+from sampan.cli.client import Client, Reply, escape, query_string, refusal
 from sampan.cli.failures import Failure, Refused
 from sampan.cli.session import normal_address
 
@@ -165,3 +165,27 @@ def test_detach_keys() -> None:
     assert streams.detach_keys("ctrl-a,b") == b"\x01b"
     with pytest.raises(Failure, match="invalid detach keys"):
         streams.detach_keys("ctrl-")
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "hint"),
+    [
+        (b'{"message":"no","hint":"try this"}', "Error response from daemon: no", "try this"),
+        (b'{"message":"no"}', "Error response from daemon: no", ""),
+        (b"[]", "Error response from daemon: []", ""),
+        (b"plain words\n", "Error response from daemon: plain words", ""),
+        (b"", "Error response from daemon: HTTP status 500", ""),
+    ],
+)
+def test_a_refusal_has_the_engine_s_words_and_its_hint(
+    body: bytes, message: str, hint: str
+) -> None:
+    class Answer:
+        status = 500
+
+        @staticmethod
+        def read() -> bytes:
+            return body
+
+    failure = refusal(cast("Reply", Answer()))
+    assert (failure.message, failure.hint) == (message, hint)
