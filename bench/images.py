@@ -103,9 +103,10 @@ def image_archive(target: Path, count: int) -> Path:
 class Contestant:
     """One engine: how it loads, pulls and forgets."""
 
-    def __init__(self, environment: dict[str, str], client: list[str]) -> None:
+    def __init__(self, environment: dict[str, str], client: list[str], *insecure: str) -> None:
         self.environment = environment
         self.client = client
+        self.insecure = insecure  # what makes a pull take a registry without TLS
 
     def timed(self, *words: str) -> float:
         from bench import timed
@@ -124,7 +125,7 @@ class Contestant:
         return elapsed
 
     def pull(self, name: str, *, forget: bool = True) -> float:
-        elapsed = self.timed("pull", "-q", name)
+        elapsed = self.timed("pull", "-q", *self.insecure, name)
         if forget:
             self.forget(name)
         return elapsed
@@ -150,7 +151,7 @@ def contestants(arena: Arena, overlay: EngineProcess) -> dict[str, Contestant]:
         found[f"docker {version}"] = Contestant(environment, docker)
     podman = shlex.split(os.environ.get("SAMPAN_BENCH_PODMAN", "podman"))
     if shutil.which(podman[0]):
-        found["podman"] = Contestant(arena.environment, podman)
+        found["podman"] = Contestant(arena.environment, podman, "--tls-verify=false")
     else:
         arena.missing.append("podman")
     return found
@@ -206,7 +207,7 @@ def _bench_pull(
     show("pull, gzip, loopback", interleave(runs, min(rounds, 3), idle_s=0.0), "sampan, erofs")
     again: dict[str, Callable[[], float]] = {}
     for who in runs:
-        engines[who].quietly("pull", "-q", name)
+        engines[who].quietly("pull", "-q", *engines[who].insecure, name)
         again[who] = lambda engine=engines[who]: engine.pull(name, forget=False)  # type: ignore[misc]
     show("pull of what is there", interleave(again, rounds, idle_s=0.0), "sampan, erofs")
     for who in runs:
