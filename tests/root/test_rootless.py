@@ -76,7 +76,11 @@ class User:
             umount -l -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup && cd /sys/fs/cgroup
             mkdir -p $1/leaf; chown -R $2 $1; echo $$ > $1/leaf/cgroup.procs
             setpriv --reuid $2 --regid $2 --clear-groups $3 -m sampan.daemon
-            echo $$ > cgroup.procs; find $1 -depth -type d -exec rmdir {} +
+            echo $$ > cgroup.procs  # what outlives the daemon for a moment (the keeper) is still in there
+            for _ in $(seq 300); do
+                find $1 -depth -type d -exec rmdir {} + 2>/dev/null; [ -d $1 ] || exit 0; sleep 0.1
+            done
+            find $1 -depth -type d -exec rmdir {} +
         """
         words = ["sh", "-c", script, "sh", name, str(self.uid), self.python]
         self._start(["unshare", "-m", "--propagation", "private", *words], as_root=True)
