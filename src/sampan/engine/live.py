@@ -70,6 +70,8 @@ class Container:
         return self.state.is_running
 
     def save_record(self, **changes: Any) -> None:
+        if self.removed:  # whoever waited for the lock meanwhile must not bring it back
+            raise NotFound(f"No such container: {self.id}")
         record = msgspec.structs.replace(self.record, **changes) if changes else self.record
         self._store.put(CONTAINER, record.id, record)
         self.record = record
@@ -166,27 +168,45 @@ class Containers:
         old = container.name
         with self._store.transaction():
             self.reserve(name, container.id)
-            self._store.release(CONTAINER, old)
+            self._release_name(container)
             container.save_record(name=name)
-        del self._by_name[old]
+        if self._by_name.get(old) is container:
+            del self._by_name[old]
         self._by_name[name] = container
 
     def leave(self, container: Container) -> None:
         """Nobody finds it any more and its name is free, but its files and its record are still there: `forget` follows."""
         with self._store.transaction():
             container.save_state(removing=True)
-            self._store.release(CONTAINER, container.name)
+            self._release_name(container)
         container.removed = True
         self._leaving[container.id] = container
         self._drop(container)
 
+    def come_back(self, container: Container) -> None:
+        """What left could not be taken away: it is found again, by its name only where nobody took that meanwhile."""
+        if self._leaving.pop(container.id, None) is None:
+            return
+        container.removed = False
+        self._by_id[container.id] = container
+        try:
+            self.reserve(container.name, container.id)
+        except (Conflict, Internal):
+            return
+        self._by_name[container.name] = container
+
     def forget(self, container: Container) -> None:
-        container.removed = True
         with self._store.transaction():
             self._store.delete(STATE, container.id)
             self._store.delete(CONTAINER, container.id)
+        container.removed = True
         self._leaving.pop(container.id, None)
         self._drop(container)
+
+    def _release_name(self, container: Container) -> None:
+        """One on its way out lost its name already, and another may have it by now."""
+        if self._store.holder(CONTAINER, container.name) == container.id:
+            self._store.release(CONTAINER, container.name)
 
     def _drop(self, container: Container) -> None:
         self._by_id.pop(container.id, None)

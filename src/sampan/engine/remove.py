@@ -80,10 +80,14 @@ async def remove_ended(engine: Engine, container: Container) -> None:
     Unmounting an overlay writes its whole upper file system to the disk; whoever ran a command and has its exit code
     need not wait for that. From the answer on nothing finds the container and its name is free. Its record stays in the
     store, marked, until the last file is gone: an engine that starts in between goes on with the removal.
-    With volumes there is no such haste: they must be free, or gone, when `run --rm` returns.
+    With volumes there is no such haste: they must be free, or gone, when `run --rm` returns. If the files cannot be
+    taken away it is found again, dead, so that `rm` and `prune` can try once more.
     """
     if any(mount.type == "volume" for mount in container.record.mounts):
-        await remove_container(engine, container, force=False, volumes=True)
+        volumes = (
+            container.record.host_config.auto_remove
+        )  # else this is an `rm` that a crash cut short
+        await remove_container(engine, container, force=False, volumes=volumes)
         return
     async with container.lock:
         if container.removed or container.is_running:
@@ -92,7 +96,12 @@ async def remove_ended(engine: Engine, container: Container) -> None:
         await container.settled.wait()
         engine.containers.leave(container)
         _tell_removed(engine, container)
-        await _take_away(engine, container, volumes=True)
+        try:
+            await _take_away(engine, container, volumes=True)
+        except Exception:
+            engine.containers.come_back(container)
+            container.save_state(removing=False, dead=True)
+            raise
 
 
 def _tell_removed(engine: Engine, container: Container) -> None:

@@ -65,3 +65,51 @@ def test_an_engine_that_dies_meanwhile_knows_what_was_leaving(store: Store) -> N
     later.forget(later.find("a" * 64))
     assert later.find("web").id == "b" * 64
     assert store.holder(CONTAINER, "web") == "b" * 64
+
+
+def test_what_leaves_again_after_a_restart_does_not_free_the_name_of_its_successor(
+    store: Store,
+) -> None:
+    containers = Containers(store)
+    containers.leave(containers.add(record("a", "web")))
+    containers.add(record("b", "web"))
+    later = Containers(store)
+    for key, stored in store.items(CONTAINER, ContainerRecord):
+        later.adopt(stored, store.get(STATE, key, ContainerState) or ContainerState())
+    later.leave(later.find("a" * 64))
+    assert store.holder(CONTAINER, "web") == "b" * 64
+    with pytest.raises(Conflict, match="already in use"):
+        later.add(record("c", "web"))
+
+
+def test_a_rename_that_waited_for_a_removal_changes_nothing(store: Store) -> None:
+    containers = Containers(store)
+    old = containers.add(record("a", "web"))
+    containers.leave(old)
+    containers.add(record("b", "web"))
+    containers.forget(old)
+    with pytest.raises(NotFound):
+        containers.rename(old, "other")
+    assert store.get(CONTAINER, old.id, ContainerRecord) is None
+    assert store.holder(CONTAINER, "other") is None
+    assert containers.find("web").id == "b" * 64
+    assert store.holder(CONTAINER, "web") == "b" * 64
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_what_could_not_be_taken_away_is_found_again(store: Store, *, is_taken: bool) -> None:
+    containers = Containers(store)
+    old = containers.add(record("a", "web"))
+    containers.leave(old)
+    if is_taken:
+        containers.add(record("b", "web"))
+    containers.come_back(old)
+    old.save_state(removing=False, dead=True)
+    assert containers.find(old.id) is old
+    assert containers.find("web").id == ("b" if is_taken else "a") * 64
+    stored = store.get(STATE, old.id, ContainerState)
+    assert stored is not None and stored.dead and not stored.removing
+    containers.forget(old)
+    containers.come_back(old)
+    with pytest.raises(NotFound):
+        containers.find(old.id)
