@@ -9,6 +9,7 @@ from sampan.api.progress import Report, progress_stream
 from sampan.api.router import Route, delete, get, post
 from sampan.api.transfers import receive, send_outlet
 from sampan.engine import images
+from sampan.engine.pipes import ByteInlet
 from sampan.errors import InvalidArgument
 from sampan.spec.engine.container import ContainerConfig
 
@@ -78,30 +79,17 @@ async def _pull(call: Call) -> None:
 
 async def _import(call: Call) -> None:
     if call.text("fromSrc") != "-":
-        await _import_from_url(call)
+        await _import_from(call, call.text("fromSrc"))
         return
     async with receive(call.request.body) as source:
-
-        async def verb(report: Report) -> None:
-            await images.import_(
-                call.engine,
-                source,
-                repo=call.text("repo"),
-                tag=call.text("tag"),
-                message=call.text("message"),
-                changes=call.many("changes"),
-                platform=platform_of(call),
-                progress=report,
-            )
-
-        await progress_stream(call, verb)
+        await _import_from(call, source)
 
 
-async def _import_from_url(call: Call) -> None:
+async def _import_from(call: Call, source: ByteInlet | str) -> None:
     async def verb(report: Report) -> None:
-        await images.import_url(
+        await images.import_(
             call.engine,
-            call.text("fromSrc"),
+            source,
             repo=call.text("repo"),
             tag=call.text("tag"),
             message=call.text("message"),

@@ -262,7 +262,7 @@ async def save(engine: Engine, names: list[str], platform: str = "") -> ByteOutl
 
 async def import_(
     engine: Engine,
-    source: ByteInlet,
+    source: ByteInlet | str,
     *,
     repo: str = "",
     tag: str = "",
@@ -271,15 +271,18 @@ async def import_(
     platform: str = "",
     progress: Progress,
 ) -> None:
-    """An image of one layer from a tar of a root file system."""
+    """An image of one layer from a tar of a root file system: a stream, or a web address that the engine fetches."""
     cancel = Cancel()
+    verb = (
+        partial(rootfs.import_from_url, engine.catalog, engine.registries, source)
+        if isinstance(source, str)
+        else partial(rootfs.import_rootfs, engine.catalog, source)
+    )
     try:
         image = await _cancellable(
             cancel,
             engine.run_blocking(
-                rootfs.import_rootfs,
-                engine.catalog,
-                source,
+                verb,
                 repo=repo,
                 tag=tag,
                 message=message,
@@ -290,43 +293,8 @@ async def import_(
             ),
         )
     finally:
-        source.close()
-    _tell_imported(engine, image)
-
-
-async def import_url(
-    engine: Engine,
-    url: str,
-    *,
-    repo: str = "",
-    tag: str = "",
-    message: str = "",
-    changes: list[str],
-    platform: str = "",
-    progress: Progress,
-) -> None:
-    """The same from a web address that the engine fetches."""
-    cancel = Cancel()
-    image = await _cancellable(
-        cancel,
-        engine.run_blocking(
-            rootfs.import_from_url,
-            engine.catalog,
-            engine.registries,
-            url,
-            repo=repo,
-            tag=tag,
-            message=message,
-            changes=changes,
-            platform=platform,
-            progress=on_loop(progress),
-            cancel=cancel,
-        ),
-    )
-    _tell_imported(engine, image)
-
-
-def _tell_imported(engine: Engine, image: Image) -> None:
+        if not isinstance(source, str):
+            source.close()
     for name in image.repo_tags:
         _tell(engine, "tag", image.id, name)
     _tell(engine, "import", image.id, image.id)
@@ -463,6 +431,6 @@ async def history(engine: Engine, name: str, platform: str = "") -> list[History
 
 
 __all__ = [
-    "commit", "distribution", "history", "import_", "import_url", "inspect", "list_images", "load", "prune", "pull", "push",
+    "commit", "distribution", "history", "import_", "inspect", "list_images", "load", "prune", "pull", "push",
     "remove", "resolve", "save", "search", "tag",
 ]  # fmt: skip
