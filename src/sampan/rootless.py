@@ -24,6 +24,7 @@ import os
 import pwd
 import queue
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -54,6 +55,7 @@ NO_SUBORDINATE_IDS = (
     "only one user and group id can be used in containers: images with files of other owners will show them all as "
     "root's, and processes cannot change their user"
 )
+UPLINK_PATIENCE_S = 15.0  # an uplink that is not ready by then is done without
 NO_UPLINK = (
     "neither pasta nor slirp4netns works here: containers reach each other and published ports work, "
     "but they have no way out but --network host (install slirp4netns, or the package with pasta)"
@@ -264,9 +266,14 @@ def _pasta(netns: str, run: Path) -> int:
         "pasta", "--config-net", "--quiet", "-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-map-gw",
         "--dns-forward", NAME_SERVER["pasta"], "--pid", str(pid_file), "--netns", netns,
     ]  # fmt: skip
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            timeout=UPLINK_PATIENCE_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        log.warning("pasta: not ready after %.0f s", UPLINK_PATIENCE_S)
+        return 0
     if done.returncode:
         log.warning("pasta: %s", (done.stderr or done.stdout).strip()[-500:])
         return 0
@@ -284,11 +291,14 @@ def _slirp4netns(netns: str, run: Path) -> int:
         "--netns-type=path", netns, "tap0",
     ]  # fmt: skip
     with (run / "slirp4netns.log").open("wb") as output:
-        pid, _ = _spawn(command, pass_fds=(told,), stderr=output)
+        pid, started = _spawn(command, pass_fds=(told,), stderr=output)
     os.close(told)
-    with os.fdopen(ready, "rb") as answer:
-        if answer.read(1):
+    try:
+        if select.select([ready], [], [], UPLINK_PATIENCE_S)[0] and os.read(ready, 1):
             return pid
+    finally:
+        os.close(ready)
+    _end(pid, started)
     log.warning("slirp4netns: %s", (run / "slirp4netns.log").read_text(errors="replace")[-500:])
     return 0
 

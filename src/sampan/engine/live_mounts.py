@@ -21,7 +21,7 @@ from sampan.engine import volumes
 from sampan.engine.records import MountRecord
 from sampan.engine.resources import make_bind_sources
 from sampan.engine.specgen import mount_of
-from sampan.errors import Conflict, InvalidArgument, NotFound
+from sampan.errors import Conflict, Internal, InvalidArgument, NotFound
 from sampan.spec.engine.container import MountRequest
 from sampan.spec.runtime import Mount
 
@@ -47,7 +47,12 @@ async def add(
                 made = await engine.run_blocking(_take, engine, container.id, wanted, undo)
             if container.is_running:
                 await _ask(container, "mount", made)
-            container.save_record(mounts=(*container.record.mounts, *made))
+            try:
+                container.save_record(mounts=(*container.record.mounts, *made))
+            except Internal:  # a full disk: what nobody knows of must not stay mounted
+                if container.is_running:
+                    await _ask(container, "unmount", made)
+                raise
             undo.pop_all()
         _tell(engine, container)
         return made

@@ -251,16 +251,19 @@ def mount_volumes(engine: Engine, record: ContainerRecord) -> tuple[MountRecord,
 
 @contextmanager
 def told(engine: Engine, mounts: tuple[MountRecord, ...]) -> Iterator[None]:
-    """Loop thread only: which of a container's volumes came or went meanwhile is an event of each."""
+    """Loop thread only: which of a container's volumes came or went meanwhile is an event of each, also where
+    what was begun then failed."""
     names = dict.fromkeys(mount.name for mount in mounts if mount.type == "volume")
     before = {name: find(engine, name) for name in names}
-    yield
-    for name, old in before.items():
-        now = find(engine, name)
-        if old is None and now is not None:
-            engine.events.tell("volume", "create", name, {"driver": now.driver})
-        elif old is not None and now is None:
-            engine.events.tell("volume", "destroy", name, {"driver": old.driver})
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            now = find(engine, name)
+            if old is None and now is not None:
+                engine.events.tell("volume", "create", name, {"driver": now.driver})
+            elif old is not None and now is None:
+                engine.events.tell("volume", "destroy", name, {"driver": old.driver})
 
 
 def tell_mounted(engine: Engine, record: ContainerRecord) -> None:
