@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 KIND = "build-cache"
 MOUNT_KIND = "build-mount"
+UNFINISHED = ".unfinished-"  # a cache mount that is being made
 MOST_MET = 10_000
 
 
@@ -168,23 +170,58 @@ class BuildCache:
         """A cache mount's directory; its name is a digest, so that an id is never a path."""
         return self.mounts_dir / hashlib.sha256(identity.encode()).hexdigest()
 
-    def open_mount(self, identity: str, *, mode: int, uid: int, gid: int) -> tuple[Path, bool]:
-        """(the directory, is it new): made where it is missing, with this mode and owner."""
+    def open_mount(
+        self,
+        identity: str,
+        *,
+        mode: int,
+        uid: int,
+        gid: int,
+        seed: Callable[[Path], None] | None = None,
+    ) -> Path:
+        """The directory; where it is missing it is made with this mode and owner, and `seed` fills it.
+
+        It appears under its name when it is whole: another step may want it at the same moment, and a crash must not
+        leave half a seed that is taken for the cache.
+        """
         path = self.mount_path(identity)
         self.mounts_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        is_new = not path.exists()
-        if is_new:
-            path.mkdir(mode=0o700)
-            os.chown(path, uid, gid)
-            path.chmod(mode)
+        if not path.exists():
+            self._make_mount(path, mode, uid, gid, seed)
         now = time.time_ns()
-        key = path.name
-        record = self.store.get(MOUNT_KIND, key, MountRecord) or MountRecord(
-            id=identity, created_ns=now
-        )
-        used = msgspec.structs.replace(record, used_ns=now, uses=record.uses + 1)
-        self.store.put(MOUNT_KIND, key, used)
-        return path, is_new
+        with self._lock:
+            record = self.store.get(MOUNT_KIND, path.name, MountRecord) or MountRecord(
+                id=identity, created_ns=now
+            )
+            used = msgspec.structs.replace(record, used_ns=now, uses=record.uses + 1)
+            self.store.put(MOUNT_KIND, path.name, used)
+        return path
+
+    def _make_mount(
+        self, path: Path, mode: int, uid: int, gid: int, seed: Callable[[Path], None] | None
+    ) -> None:
+        fresh = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.mounts_dir))
+        try:
+            os.chown(fresh, uid, gid)
+            fresh.chmod(mode)
+            if seed is not None:
+                seed(fresh)
+            with self._lock:
+                if not path.exists():
+                    fresh.rename(path)
+                    return
+        except BaseException:
+            self._delete(self.mounts_dir, fresh.name)
+            raise
+        self._delete(self.mounts_dir, fresh.name)  # another step was first
+
+    @staticmethod
+    def _delete(directory: Path, name: str) -> None:
+        parent = open_directory(str(directory))
+        try:
+            remove_tree(name, parent)
+        finally:
+            os.close(parent)
 
     @contextmanager
     def using(self, identity: str) -> Iterator[None]:
@@ -224,7 +261,7 @@ class BuildCache:
 
     def import_mount(self, identity: str, stream: Readable) -> None:
         """Unpack a tar, compressed or not, over what the cache mount has; it is made where it is missing."""
-        path, _ = self.open_mount(identity, mode=0o755, uid=0, gid=0)
+        path = self.open_mount(identity, mode=0o755, uid=0, gid=0)
         with self.using(identity):
             fd = open_directory(str(path))
             try:
@@ -241,16 +278,15 @@ class BuildCache:
         if not path.exists():
             raise NotFound(f"no such cache mount: {identity}")
         freed = self.mount_size(identity)
-        parent = open_directory(str(self.mounts_dir))
-        try:
-            remove_tree(path.name, parent)
-        finally:
-            os.close(parent)
+        self._delete(self.mounts_dir, path.name)
         self.store.delete(MOUNT_KIND, path.name)
         return freed
 
     def sweep(self) -> None:
         """At start: contexts of builds that a crash ended, and those that were kept. Nobody waits for their deletion."""
+        if self.mounts_dir.is_dir():
+            for entry in self.mounts_dir.glob(f"{UNFINISHED}*"):
+                self._delete(self.mounts_dir, entry.name)
         if self.contexts_dir.is_dir():
             old = os.listdir(self.contexts_dir)
             threading.Thread(

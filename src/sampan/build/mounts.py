@@ -16,6 +16,7 @@ import errno
 import os
 import posixpath
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,9 +155,13 @@ class StepMounts:
         if mount.sharing == "private":
             identity = self.solver.builder.private_mount(mount.id, self.undo)
         mode = 0o755 if mount.mode is None else mount.mode
-        path, is_new = cache.open_mount(identity, mode=mode, uid=mount.uid or 0, gid=mount.gid or 0)
-        if is_new and stack is not None:
-            self._seed(path, mount, stack)
+        path = cache.open_mount(
+            identity,
+            mode=mode,
+            uid=mount.uid or 0,
+            gid=mount.gid or 0,
+            seed=None if stack is None else partial(self._seed, mount=mount, stack=stack),
+        )
         if mount.source is None and mount.path != "/":
             inner = path / mount.path.lstrip("/")
             inner.mkdir(parents=True, exist_ok=True)
