@@ -22,15 +22,13 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from arena import Arena, interleave, leave_out_who_fails, show, timed
 
 from sampan.storage.tar import DIRECTORY, FILE, Entry
 from sampan.storage.tar_writer import TarWriter
 from tests.support.engine import EngineProcess
 from tests.support.realregistry import RealRegistry
-
-if TYPE_CHECKING:
-    from bench import Arena
 
 FILES = 20_000
 BYTES = 300_000_000
@@ -109,8 +107,6 @@ class Contestant:
         self.insecure = insecure  # what makes a pull take a registry without TLS
 
     def timed(self, *words: str) -> float:
-        from bench import timed
-
         os.sync()
         return timed([*self.client, *words], self.environment)
 
@@ -159,8 +155,6 @@ def contestants(arena: Arena, overlay: EngineProcess) -> dict[str, Contestant]:
 
 def bench_images(arena: Arena, rounds: int) -> None:
     """Every row of this file; few rounds, since one load of a peer takes ten seconds."""
-    from bench import interleave, leave_out_who_fails, show
-
     layers = int(os.environ.get("SAMPAN_BENCH_LAYERS", "4"))
     plain = image_archive(arena.base / "many.tar", layers)
     packed = arena.base / "many.tar.gz"
@@ -192,8 +186,6 @@ def bench_images(arena: Arena, rounds: int) -> None:
 def _bench_pull(
     arena: Arena, host: str, plain: Path, engines: dict[str, Contestant], rounds: int
 ) -> None:
-    from bench import interleave, leave_out_who_fails, show
-
     name = f"{host}/{NAME}"
     arena.engine.docker("load", "-q", "-i", str(plain))
     arena.engine.docker("tag", NAME, name)

@@ -16,12 +16,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+from arena import Arena
 
 from tests.support.hosts import Neighbour
-
-if TYPE_CHECKING:
-    from bench import Arena
 
 Environment = dict[str, str]
 MANY = 200
