@@ -12,7 +12,7 @@ PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:src/sampan|tests|docs|scripts|bench)/[\w./-]+\.(?:py|md|sh))`")
 MODULE = re.compile(
-    r"`((?:linux|spec|cgroups|storage|network|runtime|images|shim|engine|build|api|cli)/[\w/]+\.py)`"
+    r"`((?:linux|spec|cgroups|storage|network|runtime|images|shim|engine|build|buildkit|api|cli)/[\w/]+\.py)`"
 )
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 

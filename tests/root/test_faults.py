@@ -301,9 +301,9 @@ def test_a_fork_bomb_stays_in_its_container(engine: EngineProcess) -> None:
 
 
 def test_orphans_are_reaped_with_init(engine: EngineProcess) -> None:
-    orphans = "for i in $(seq 200); do (true & ); done; sleep 1000"
+    orphans = "for i in $(seq 200); do (true & ); done; echo orphaned; sleep 1000"
     engine.docker("run", "-d", "--name", "orphans", "--init", "busybox", "sh", "-c", orphans)
-    until(lambda: "sleep" in engine.docker("top", "orphans").stdout)
+    until(lambda: engine.docker("logs", "orphans").stdout == "orphaned\n")
     until(lambda: "defunct" not in engine.docker("top", "orphans").stdout)
     engine.docker("rm", "-f", "orphans")
 

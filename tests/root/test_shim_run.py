@@ -20,6 +20,7 @@ from sampan.shim import protocol
 from sampan.shim.channel import Channel
 from sampan.shim.client import LauncherClient, ShimClient, ShimGone, read_exit, read_state
 from sampan.shim.powers import KEPT
+from tests.support.hosts import eventually
 
 NAMESPACES = ("pid", "mount", "uts", "ipc", "network")
 CAPS = ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_MKNOD", "CAP_DAC_OVERRIDE"]
@@ -706,6 +707,13 @@ def test_init_does_not_hide_a_missing_program(bench: Bench) -> None:
         bench.launcher.launch(bench.request("nosuch", extra={"init": True}))
 
 
+def is_sleep(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0")
+    except OSError:  # it has ended
+        return False
+
+
 def test_init_gives_the_program_the_terminal(bench: Bench) -> None:
     peer = bench.peer()
     shim = bench.run(
@@ -714,7 +722,7 @@ def test_init_gives_the_program_the_terminal(bench: Bench) -> None:
     )  # fmt: skip
     peer.socket.sendall(b"sleep 100\n")
     peer.read_until(b"sleep 100")
-    time.sleep(0.1)
+    assert eventually(lambda: any(map(is_sleep, shim.processes())))
     peer.socket.sendall(b"\x03")
     peer.socket.sendall(b"echo $((6*7)); exit 4\n")
     assert b"42" in peer.read_to_end()

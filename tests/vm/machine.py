@@ -365,14 +365,13 @@ def run(tests: Iterable[str], *, cache: Path, work: Path, seconds: float) -> Res
         f" security=apparmor vm.python={Path(sys.executable).resolve()} -- {arguments}",
     ]  # fmt: skip
     for _ in range(BOOTS):
-        finished_or_failed = watched(command, work / "console", seconds)
-        if finished_or_failed:
+        if watched(command, work / "console", seconds):
             break
     return parse((work / "console").read_text(errors="replace"))
 
 
 def watched(command: list[str], console: Path, seconds: float) -> bool:
-    """Run the emulator to its end; False where its console fell silent and it was stopped.
+    """Run the emulator to its end, or to the end of `seconds`; False where its console fell silent and it was stopped.
 
     An emulated processor sometimes stops making progress on a busy host, with no defect of what runs in it. A hang of
     ours would come again at the next boot, and is then a failure.
@@ -394,7 +393,7 @@ def watched(command: list[str], console: Path, seconds: float) -> bool:
                     size, last = console.stat().st_size, time.monotonic()
                 elif time.monotonic() - last > SILENCE_S:
                     return False
-            return False
+            return True
         finally:
             process.kill()
             process.wait()

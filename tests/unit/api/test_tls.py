@@ -15,14 +15,12 @@ import pytest
 from sampan.api.exchange import Reply, Request
 from sampan.api.http import Connection, HttpServer
 from sampan.api.tls import TlsProtocol
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("openssl") is None, reason="needs openssl to make a certificate"
-)
+from tests.conftest import require
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require(shutil.which("openssl") is not None, "needs openssl to make a certificate")
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
