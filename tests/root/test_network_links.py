@@ -41,23 +41,6 @@ def neighbour() -> Iterator[Neighbour]:
         made.close()
 
 
-@pytest.fixture
-def networks(engine: EngineProcess) -> Iterator[Callable[..., str]]:
-    made: list[str] = []
-
-    def create(name: str, *flags: str) -> str:
-        engine.docker("network", "create", *flags, name)
-        made.append(name)
-        return name
-
-    yield create
-    ids = engine.docker("ps", "-aq").stdout.split()
-    if ids:
-        engine.docker("rm", "-f", *ids)
-    if made:
-        engine.docker("network", "rm", *made)
-
-
 def pair(engine: EngineProcess, network: str, *addresses: str) -> None:
     """A server `web` and a client `other` on a network."""
     for name, address, command in zip(
@@ -129,20 +112,6 @@ def test_ipvlan_l3_routes(
     assert eventually(lambda: other_reaches(engine, "10.239.0.40"))
 
 
-@needs_ipvlan
-def test_ipvlan_private_keeps_containers_apart(
-    engine: EngineProcess, networks: Callable[..., str], neighbour: Neighbour
-) -> None:
-    net = neighbour.ipv4.rpartition(".")[0]
-    networks(
-        "ipp", "-d", "ipvlan", "--subnet", f"{net}.0/24", "--gateway", neighbour.ipv4, "-o", f"parent={neighbour.link}",
-        "-o", "ipvlan_flag=private",
-    )  # fmt: skip
-    pair(engine, "ipp", f"{net}.40", f"{net}.41")
-    assert eventually(lambda: "web" in neighbour.python(FETCH, f"{net}.40"))
-    assert not other_reaches(engine, f"{net}.40")
-
-
 @needs_vlan
 def test_a_vlan_of_the_parent_is_made_and_goes(
     engine: EngineProcess, networks: Callable[..., str], neighbour: Neighbour
@@ -161,14 +130,25 @@ def test_a_vlan_of_the_parent_is_made_and_goes(
     assert eventually(lambda: "web" in neighbour.python(FETCH, "10.238.0.40"))
 
 
-def test_macvlan_private_keeps_containers_apart(
-    engine: EngineProcess, networks: Callable[..., str], neighbour: Neighbour
+@pytest.mark.parametrize(
+    ("driver", "private"),
+    [
+        ("macvlan", "macvlan_mode=private"),
+        pytest.param("ipvlan", "ipvlan_flag=private", marks=needs_ipvlan),
+    ],
+)
+def test_private_keeps_containers_apart(
+    engine: EngineProcess,
+    networks: Callable[..., str],
+    neighbour: Neighbour,
+    driver: str,
+    private: str,
 ) -> None:
     net = neighbour.ipv4.rpartition(".")[0]
     networks(
-        "macp", "-d", "macvlan", "--subnet", f"{net}.0/24", "--gateway", neighbour.ipv4, "-o", f"parent={neighbour.link}",
-        "-o", "macvlan_mode=private",
+        "apart", "-d", driver, "--subnet", f"{net}.0/24", "--gateway", neighbour.ipv4, "-o", f"parent={neighbour.link}",
+        "-o", private,
     )  # fmt: skip
-    pair(engine, "macp", f"{net}.40", f"{net}.41")
+    pair(engine, "apart", f"{net}.40", f"{net}.41")
     assert eventually(lambda: "web" in neighbour.python(FETCH, f"{net}.40"))
     assert not other_reaches(engine, f"{net}.40")

@@ -43,24 +43,6 @@ def neighbour() -> Iterator[Neighbour]:
         made.close()
 
 
-@pytest.fixture
-def networks(engine: EngineProcess) -> Iterator[Callable[..., str]]:
-    """Makes networks that are gone afterwards."""
-    made: list[str] = []
-
-    def create(name: str, *flags: str) -> str:
-        engine.docker("network", "create", *flags, name)
-        made.append(name)
-        return name
-
-    yield create
-    ids = engine.docker("ps", "-aq").stdout.split()
-    if ids:
-        engine.docker("rm", "-f", *ids)
-    if made:
-        engine.docker("network", "rm", *made)
-
-
 def inspected(engine: EngineProcess, name: str, template: str) -> str:
     return engine.docker("inspect", "-f", template, name).stdout.strip()
 
